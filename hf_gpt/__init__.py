@@ -1,0 +1,33 @@
+"""The GPT lineage as one Hugging Face model. Importing this package makes every Auto class know it."""
+
+import transformers
+
+from .configuration_gpt import GPTConfig
+from .modeling_gpt import (
+    AUTO_CLASSES,
+    GPTForCausalLM,
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+    GPTModel,
+)
+from .version import __version__
+
+__all__ = [
+    "__version__",
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTForMultipleChoice",
+    "GPTForQuestionAnswering",
+    "GPTForSequenceClassification",
+    "GPTForTokenClassification",
+    "GPTModel",
+]
+
+# `register` finds the class in this process; `register_for_auto_class` copies the code into saved checkpoints.
+transformers.AutoConfig.register(GPTConfig.model_type, GPTConfig, exist_ok=True)
+GPTConfig.register_for_auto_class()
+for auto_class, model_class in AUTO_CLASSES.items():
+    getattr(transformers, auto_class).register(GPTConfig, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class)

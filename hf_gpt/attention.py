@@ -1,0 +1,109 @@
+"""Self-attention: project, position, cache, attend through transformers' attention interface, project back."""
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_gpt import GPTConfig
+from .norms import build_norm
+from .positions import build_rotation
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as it is written in the paper, with its probabilities: the definition the other backends must equal.
+
+    Args:
+        query: (B, heads, T, head_dim).
+        key, value: (B, key_value_heads, keys, head_dim).
+        attention_mask: (B, 1, T, keys), added to the scores, or None where every key is seen.
+
+    Returns:
+        The output, (B, T, heads, head_dim), and the probabilities, (B, heads, T, keys).
+    """
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-2, -1) * scaling  # (B, heads, T, keys)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class GPTAttention(nn.Module):
+    """Causal self-attention with grouped queries.
+
+        MHA  q q q q      GQA  q q q q      MQA  q q q q
+             | | | |           |_| |_|           |_|_|_|
+             k k k k            k   k               k         (v as k)
+    """
+
+    is_causal = True  # read by the attention interface
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        banded = config.attention_patterns[layer_idx] == "banded"
+        self.sliding_window = config.sliding_window if banded else None
+
+        query_width = config.num_attention_heads * config.head_dim
+        key_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.rotate = build_rotation(config)
+
+    @property
+    def residual_projection(self) -> nn.Linear:
+        """The layer that writes to the residual stream."""
+        return self.o_proj
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, T, hidden_size) to the same, and the attention probabilities where the implementation has them."""
+        batch_and_length = hidden_states.shape[:-1]
+        by_head = (*batch_and_length, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)  # (B, heads, T, head_dim)
+        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)  # (B, kv_heads, T, head_dim)
+        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
+        query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, probabilities = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*batch_and_length, -1)), probabilities

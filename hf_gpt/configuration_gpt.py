@@ -1,0 +1,373 @@
+"""`GPTConfig`: every architectural choice of the GPT lineage, named, documented and validated."""
+
+from collections.abc import Callable
+from dataclasses import field, fields
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# An attention pattern, and the standard layer type by which the rest of the ecosystem knows its cache.
+LAYER_TYPES = {"dense": "full_attention", "banded": "sliding_attention"}
+ATTENTION_PATTERNS = {layer_type: pattern for pattern, layer_type in LAYER_TYPES.items()}
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+# Activations with weights or devices of their own are no part of the lineage.
+ACTIVATIONS = tuple(name for name in ACT2FN if name not in ("prelu", "xielu"))
+
+
+class Rule(NamedTuple):
+    """What a field may hold: a test of its value, and the same in words."""
+
+    holds: Callable[[Any], bool]
+    expects: str
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _ruled(default: Any, holds: Callable[[Any], bool], expects: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(holds, expects)})
+
+
+def size(default: int | None) -> Any:
+    """A positive integer; None, where that is the default, means derived from other fields."""
+    optional = default is None
+    return _ruled(
+        default,
+        lambda value: (optional and value is None) or (_is_int(value) and value > 0),
+        "a positive integer" + (" or None" if optional else ""),
+    )
+
+
+def one_of(default: str, choices: tuple[str, ...]) -> Any:
+    return _ruled(default, lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def flag(default: bool) -> Any:
+    return _ruled(default, lambda value: isinstance(value, bool), "True or False")
+
+
+def probability() -> Any:
+    return _ruled(0.0, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
+
+
+def positive(default: float) -> Any:
+    return _ruled(default, lambda value: _is_number(value) and value > 0, "a positive number")
+
+
+def strings() -> Any:
+    return _ruled(
+        None,
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
+        "a list of strings, one for each layer, or None",
+    )
+
+
+def token_id(several: bool = False) -> Any:
+    def holds(value: Any) -> bool:
+        ids = value if several and isinstance(value, list) else [value]
+        return value is None or all(_is_int(item) and item >= 0 for item in ids)
+
+    return _ruled(None, holds, "a token id" + (", a list of them" if several else "") + " or None")
+
+
+# What the entries of `rope_parameters` may hold; which of them a type needs is known to transformers.
+ROPE_RULES = {
+    "rope_type": Rule(lambda value: value in ROPE_TYPES, f"one of {', '.join(ROPE_TYPES)}"),
+    "rope_theta": Rule(lambda value: _is_number(value) and value > 1, "a number above 1"),
+    "partial_rotary_factor": Rule(lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
+    "factor": Rule(lambda value: _is_number(value) and value >= 1, "a number of at least 1"),
+    "original_max_position_embeddings": Rule(lambda value: _is_int(value) and value > 1, "an integer above 1"),
+    "low_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "high_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "short_factor": Rule(lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
+    "long_factor": Rule(lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
+}
+
+
+class GPTConfig(PreTrainedConfig):
+    """The architecture of one member of the GPT lineage.
+
+    The defaults are GPT-2 small with rotary positions. A field that is left out where None is its default is derived
+    from the others when the configuration is made. Every value is checked then, when a model is built from the
+    configuration, and when it is saved.
+
+    Raises:
+        ValueError: a field holds what it may not, or contradicts another. The message names the field, its value and
+            what would be right.
+    """
+
+    model_type = "hf_gpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    # --- sizes ---------------------------------------------------------------------------------------------------
+    vocab_size: int = size(50257)
+    """Number of token ids."""
+    hidden_size: int = size(768)
+    """Width of the residual stream."""
+    embedding_size: int | None = size(None)
+    """Width of the token embeddings, if not `hidden_size`: a projection follows them and the last norm (OPT 350M)."""
+    num_hidden_layers: int = size(12)
+    """Number of blocks."""
+    intermediate_size: int | None = size(None)
+    """Width inside the feed-forward layer; 4 x `hidden_size` by default."""
+    max_position_embeddings: int = size(1024)
+    """Longest sequence: a hard limit for learned positions, the trained length for rotary ones."""
+
+    # --- attention -----------------------------------------------------------------------------------------------
+    num_attention_heads: int = size(12)
+    """Number of query heads."""
+    num_key_value_heads: int | None = size(None)
+    """Number of key and value heads. As many as query heads by default (MHA), fewer (GQA), or one (MQA)."""
+    head_dim: int | None = size(None)
+    """Width of a head; `hidden_size / num_attention_heads` by default (gpt-oss: wider)."""
+    attention_bias: bool = flag(True)
+    """Biases on the query, key, value and output projections (Llama: none)."""
+    qk_norm: bool = flag(False)
+    """Normalise queries and keys over each head before positions are applied."""
+    attention_patterns: list[str] | None = strings()
+    """`dense` or `banded` for each layer; all dense by default (GPT-3, GPT-Neo and gpt-oss alternate)."""
+    layer_types: list[str] | None = strings()
+    """The same as the ecosystem's names, `full_attention` and `sliding_attention`; follows from `attention_patterns`."""
+    sliding_window: int | None = size(None)
+    """Number of keys, its own included, that a query of a banded layer sees."""
+
+    # --- positions -----------------------------------------------------------------------------------------------
+    position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
+    """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
+    rope_parameters: dict | None = field(default_factory=lambda: None)
+    """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what the
+    type needs, as in transformers. A configuration without rotary positions has no such attribute."""
+
+    # --- block ---------------------------------------------------------------------------------------------------
+    norm_type: str = one_of("layer_norm", ("layer_norm", "rms_norm"))
+    """`layer_norm`, or `rms_norm` (Llama, gpt-oss)."""
+    norm_position: str = one_of("pre", ("pre", "post"))
+    """Norms before each sub-layer and at the end (`pre`), or after each residual sum (`post`: GPT-1, OPT 350M)."""
+    norm_eps: float = positive(1e-5)
+    """Added to the variance inside every norm."""
+    parallel_residual: bool = flag(False)
+    """Attention and feed-forward read the same stream and are summed into it at once (GPT-NeoX, GPT-J)."""
+    mlp_type: str = one_of("mlp", ("mlp", "glu"))
+    """`mlp`: down(act(up(x))). `glu`: down(act(gate(x)) * up(x)) (Llama, gpt-oss)."""
+    mlp_bias: bool = flag(True)
+    """Biases on the feed-forward projections (Llama: none)."""
+    hidden_act: str = one_of("gelu_pytorch_tanh", ACTIVATIONS)
+    """Activation of the feed-forward layer, by its name in transformers; GPT-2's `gelu_new` is `gelu_pytorch_tanh`."""
+
+    # --- training ------------------------------------------------------------------------------------------------
+    embedding_dropout: float = probability()
+    """Dropout on the sum of token and position embeddings."""
+    residual_dropout: float = probability()
+    """Dropout on what each sub-layer adds to the residual stream."""
+    attention_dropout: float = probability()
+    """Dropout on the attention probabilities."""
+    classifier_dropout: float = probability()
+    """Dropout before the output layer of a task head."""
+    layerdrop: float = probability()
+    """Probability that a whole block is skipped in training (Fan et al. 2020; OPT)."""
+    initializer_range: float = positive(0.02)
+    """Standard deviation of initial weights. Projections into the residual stream get it divided by sqrt(2 x layers)
+    (GPT-2, section 2.3)."""
+
+    # --- the rest ------------------------------------------------------------------------------------------------
+    tie_word_embeddings: bool = flag(True)
+    """The output layer shares the weights of the token embeddings."""
+    use_cache: bool = flag(True)
+    """Return keys and values for the next call by default."""
+    pad_token_id: int | None = token_id()
+    """Padding. A head that pools the last token looks for it where there is no attention mask."""
+    bos_token_id: int | None = token_id()
+    """Begin of text."""
+    eos_token_id: int | list[int] | None = token_id(several=True)
+    """End of text: generation stops there."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_misspelt(kwargs)
+        self._check_fields()
+        self._derive_fields()
+        self._refuse_idle_window()
+        if self.position_embedding_type != "rope":
+            self._refuse_rope(kwargs)
+            del self.rope_parameters
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """Tensor parallelism: heads and feed-forward columns are split, rows summed."""
+        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
+        if self.qk_norm:  # every rank normalises its own heads with the same weights
+            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+        if self.mlp_type == "glu":
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        return plan | {
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of each head are rotated; 0 without rotary positions."""
+        if self.position_embedding_type != "rope":
+            return 0
+        return int(self.head_dim * self.rope_parameters.get("partial_rotary_factor", 1.0))
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`, as in the base class, and refuse one of another architecture."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type")
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: config.json has model_type={model_type!r}, expected "
+                f"{cls.model_type!r}. A native checkpoint must be converted to hf_gpt first; as it is, the Auto "
+                "classes of transformers load it."
+            )
+        return config_dict, kwargs
+
+    def validate(self) -> None:
+        """Check every field, and all of them together; called at construction, by models and by `save_pretrained`."""
+        self._check_fields()
+        self._check_heads()
+        self._check_patterns()
+        self._drop_idle_window()
+        self._check_token_ids()
+        if self.parallel_residual and self.norm_position != "pre":
+            raise ValueError(f"parallel_residual=True has no norm_position={self.norm_position!r}: expected 'pre'")
+        if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"hidden_size={self.hidden_size}: sinusoidal positions need an even number")
+        if self.position_embedding_type == "rope":
+            self._check_rope()
+
+    def _refuse_misspelt(self, unknown: dict[str, Any]) -> None:
+        # transformers keeps unknown keywords as attributes: a typing error would silently build another model
+        names = [f.name for f in fields(self)]
+        for name in unknown:
+            if close := get_close_matches(name, names, n=1, cutoff=0.9):
+                raise ValueError(f"{name} is no field of GPTConfig: did you mean {close[0]}?")
+
+    def _refuse_rope(self, kwargs: dict[str, Any]) -> None:
+        given = {"rope_parameters": self.rope_parameters, **kwargs}
+        for name in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"):
+            if given.get(name):
+                raise ValueError(
+                    f"{name}={given[name]!r} has no meaning with position_embedding_type="
+                    f"{self.position_embedding_type!r}: leave it out, or set position_embedding_type='rope'"
+                )
+
+    def _check_fields(self) -> None:
+        for f in fields(self):
+            rule, value = f.metadata.get("rule"), getattr(self, f.name, None)
+            if rule is not None and not rule.holds(value):
+                raise ValueError(f"{f.name}={value!r}: expected {rule.expects}")
+
+    def _derive_fields(self) -> None:
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}: "
+                    "choose a divisor, or set head_dim"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.embedding_size = self.embedding_size or self.hidden_size
+        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+
+        if self.attention_patterns is None:
+            # An unknown layer type stays as it is, for `_check_patterns` to name.
+            self.attention_patterns = [
+                ATTENTION_PATTERNS.get(layer_type, layer_type)
+                for layer_type in self.layer_types or [LAYER_TYPES["dense"]] * self.num_hidden_layers
+            ]
+        if self.layer_types is None:
+            self.layer_types = [LAYER_TYPES.get(pattern, pattern) for pattern in self.attention_patterns]
+
+    def _check_heads(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} does not divide "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+
+    def _check_patterns(self) -> None:
+        for name, allowed in (("attention_patterns", LAYER_TYPES), ("layer_types", ATTENTION_PATTERNS)):
+            values = getattr(self, name)
+            if unknown := [value for value in values if value not in allowed]:
+                raise ValueError(f"{name} holds {unknown[0]!r}: expected {' or '.join(allowed)}")
+            if len(values) != self.num_hidden_layers:
+                raise ValueError(
+                    f"{name} has {len(values)} entries: expected num_hidden_layers={self.num_hidden_layers}"
+                )
+        if self.layer_types != [LAYER_TYPES[pattern] for pattern in self.attention_patterns]:
+            raise ValueError(
+                f"layer_types={self.layer_types} contradicts attention_patterns={self.attention_patterns}: "
+                "give one of the two"
+            )
+        if "banded" in self.attention_patterns and self.sliding_window is None:
+            raise ValueError("sliding_window=None: the banded layers in attention_patterns need a number of keys")
+
+    def _refuse_idle_window(self) -> None:
+        if self.sliding_window is not None and "banded" not in self.attention_patterns:
+            raise ValueError(
+                f"sliding_window={self.sliding_window} without a banded layer: leave it out, or name the banded "
+                "layers in attention_patterns"
+            )
+
+    def _drop_idle_window(self) -> None:
+        # Unlike a constructor's argument, a window that some tool set on a finished configuration is not worth an error.
+        if self.sliding_window is not None and "banded" not in self.attention_patterns:
+            logger.warning(f"sliding_window={self.sliding_window} is dropped: no layer is banded")
+            self.sliding_window = None
+
+    def _check_token_ids(self) -> None:
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and item >= self.vocab_size:
+                    raise ValueError(f"{name}={value}: expected less than vocab_size={self.vocab_size}")
+
+    def _check_rope(self) -> None:
+        rope = getattr(self, "rope_parameters", None)
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_parameters={rope!r}: expected a dict with rope_type and rope_theta")
+        for name, rule in ROPE_RULES.items():
+            if name in rope and not rule.holds(rope[name]):
+                raise ValueError(f"rope_parameters: {name}={rope[name]!r}, expected {rule.expects}")
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(f"rope_parameters={rope}: {error.args[0]}") from error
+
+        rope_type, least = rope["rope_type"], 4 if rope["rope_type"] == "dynamic" else 2
+        if self.rotary_dim < least or self.rotary_dim % 2:
+            raise ValueError(
+                f"rope_parameters rotate int(head_dim x partial_rotary_factor) = {self.rotary_dim} dimensions of "
+                f"head_dim={self.head_dim}: expected an even number of at least {least}"
+            )
+        if rope_type == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+            raise ValueError("rope_parameters: high_freq_factor must be above low_freq_factor")
+        if rope_type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(rope[name]) != self.rotary_dim // 2:
+                    raise ValueError(
+                        f"rope_parameters: {name} has {len(rope[name])} entries, expected {self.rotary_dim // 2}, "
+                        "one for each rotated pair of dimensions"
+                    )

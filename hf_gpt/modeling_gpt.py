@@ -1,0 +1,476 @@
+"""The GPT decoder, as one Hugging Face model.
+
+    input_ids -> embed_tokens -> project_in -> + positions -> dropout
+              -> N x block:  x + attention(norm(x)),  x + feed_forward(norm(x))
+              -> norm -> project_out -> lm_head, or the output layer of a task head
+
+Every choice that makes GPT-1, GPT-2, GPT-NeoX, OPT or gpt-oss of it is named by a field of `GPTConfig` and taken when
+the model is built: forward passes do not ask.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import GPTAttention
+from .attention_patterns import create_attention_masks
+from .configuration_gpt import GPTConfig
+from .feed_forward import FEED_FORWARDS
+from .losses import per_item
+from .norms import build_norm
+from .positions import build_positions, check_indices
+
+
+def build_dropout(probability: float) -> nn.Module:
+    """A dropout of 0 is no layer at all."""
+    return nn.Dropout(probability) if probability else nn.Identity()
+
+
+class GPTBlock(GradientCheckpointingLayer):
+    """Attention and feed-forward round the residual stream. The three subclasses are the three orders of the lineage."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.attention_pattern = config.attention_patterns[layer_idx]
+        self.self_attn_norm = build_norm(config, config.hidden_size)
+        self.self_attn = GPTAttention(config, layer_idx)
+        self.mlp_norm = build_norm(config, config.hidden_size)
+        self.mlp = FEED_FORWARDS[config.mlp_type](config)
+        self.dropout = build_dropout(config.residual_dropout)
+
+    def attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.dropout(self.self_attn(hidden_states, **kwargs)[0])
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.mlp(hidden_states))
+
+
+class PreNormBlock(GPTBlock):
+    """GPT-2 and most of what followed."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        hidden_states = hidden_states + self.attend(self.self_attn_norm(hidden_states), **kwargs)
+        return hidden_states + self.feed_forward(self.mlp_norm(hidden_states))
+
+
+class PostNormBlock(GPTBlock):
+    """GPT-1, OPT 350M."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        hidden_states = self.self_attn_norm(hidden_states + self.attend(hidden_states, **kwargs))
+        return self.mlp_norm(hidden_states + self.feed_forward(hidden_states))
+
+
+class ParallelBlock(GPTBlock):
+    """GPT-NeoX, GPT-J."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended = self.attend(self.self_attn_norm(hidden_states), **kwargs)
+        return hidden_states + attended + self.feed_forward(self.mlp_norm(hidden_states))
+
+
+def block_class(config: GPTConfig) -> type[GPTBlock]:
+    """The order of residual sums and norms that the configuration names."""
+    if config.norm_position == "post":
+        return PostNormBlock
+    return ParallelBlock if config.parallel_residual else PreNormBlock
+
+
+class GPTPreTrainedModel(PreTrainedModel):
+    """What all models here share: what transformers may do with them, their initial weights, how they are saved."""
+
+    config_class = GPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GPTBlock, "attentions": GPTAttention}
+
+    def __init__(self, config: GPTConfig) -> None:
+        config.validate()  # it may have been changed since it was made
+        super().__init__(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights and zero biases; N = 2 x layers projections into the residual stream scaled by 1 / sqrt(N), so
+        that their sum keeps the variance of one (GPT-2, section 2.3)."""
+        super()._init_weights(module)
+        projection = getattr(module, "residual_projection", None)
+        if projection is not None:
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(projection.weight, mean=0.0, std=std)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed
+        (`trust_remote_code=True`)."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class GPTModel(GPTPreTrainedModel):
+    """The decoder without a head."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        width, embedding = config.hidden_size, config.embedding_size
+        projected = width != embedding
+        self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
+        self.project_in = nn.Linear(embedding, width, bias=False) if projected else nn.Identity()
+        self.embed_positions, self.rotary_emb = build_positions(config)
+        self.dropout = build_dropout(config.embedding_dropout)
+        block = block_class(config)
+        self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.norm = build_norm(config, width) if config.norm_position == "pre" else nn.Identity()
+        self.project_out = nn.Linear(width, embedding, bias=False) if projected else nn.Identity()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            input_ids: (B, T), each in [0, vocab_size). Exactly one of this and `inputs_embeds`.
+            attention_mask: (B, past + T), 1 where there is a token, 0 where there is padding; on either side.
+            position_ids: (B, T). By default counted from the attention mask, so that padding does not move a token;
+                a restart within a row, without attention mask and cache, separates packed sequences.
+            past_key_values: keys and values of `past` earlier positions, extended in place.
+            inputs_embeds: (B, T, embedding_size), instead of `input_ids`.
+            use_cache: return `past_key_values`, made here if not given.
+
+        Returns:
+            `last_hidden_state` of (B, T, embedding_size), and what was asked for by `use_cache`,
+            `output_hidden_states` and `output_attentions`.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; a token id outside the vocabulary, or a
+                position beyond the learned ones (on the CPU; an accelerator asserts).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            check_indices("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        masks = create_attention_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        if position_ids is None:
+            position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
+
+        hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
+        hidden_states = self.dropout(hidden_states)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for block in self.blocks_to_run():
+            hidden_states = block(
+                hidden_states,
+                attention_mask=masks[block.attention_pattern],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden_states = self.project_out(self.norm(hidden_states))
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def blocks_to_run(self) -> list[GPTBlock]:
+        """All blocks, or what layerdrop leaves of them in training."""
+        blocks = self.layers[: self.config.num_hidden_layers]  # generate() may lower it, to draft with the first layers
+        if not (self.training and self.config.layerdrop):
+            return blocks
+        return [block for block in blocks if torch.rand(()).item() >= self.config.layerdrop]
+
+
+def count_positions(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> torch.LongTensor:
+    """Positions of the T new tokens: how many tokens, padding not counted, precede each. (B, T) or (1, T)."""
+    length = inputs_embeds.shape[1]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    return (torch.arange(length, device=inputs_embeds.device) + past)[None]
+
+
+class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
+    """The decoder as a language model."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    # generate() makes the masks of static caches itself: by the model's patterns, not by the layer types alone
+    create_masks_for_generate = staticmethod(create_attention_masks)
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.model = GPTModel(config)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Predict the token after each one; the arguments are those of `GPTModel`, and:
+
+        Args:
+            labels: (B, T), usually `input_ids`; -100 is ignored. Shifted here, so that position t predicts t + 1.
+            logits_to_keep: make logits of the last so many positions only (0: of all), or of these indices.
+
+        Returns:
+            `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GPTTaskModel(GPTPreTrainedModel):
+    """The decoder under a linear output layer, `score`."""
+
+    def __init__(self, config: GPTConfig, outputs: int) -> None:
+        super().__init__(config)
+        self.model = GPTModel(config)
+        self.dropout = build_dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.embedding_size, outputs)
+        self.post_init()
+
+    def pool(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The state of each row's last token, which alone has seen all others. (B, T, D) to (B, D)."""
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = input_ids.ne(self.config.pad_token_id)
+        if attention_mask is None:
+            if hidden_states.shape[0] > 1:
+                raise ValueError(
+                    "several rows, but nothing that tells their padding: pass attention_mask, or set "
+                    "config.pad_token_id. (Where there is no padding, a mask of ones.)"
+                )
+            return hidden_states[:, -1]
+        slots = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        last = (slots * attention_mask.to(slots)).argmax(dim=-1)  # (B,); padding may stand on either side
+        return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
+
+
+class GPTForSequenceClassification(GPTTaskModel):
+    """One label, several labels or a number for each row, from its last token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, outputs=config.num_labels)
+        self.num_labels = config.num_labels
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """`logits` of (B, num_labels). `labels` are classes, (B,); numbers, (B,) or (B, num_labels); or several labels
+        at once as zeros and ones, (B, num_labels): see `config.problem_type`."""
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        pooled = self.pool(outputs.last_hidden_state, input_ids, attention_mask)
+        logits = self.score(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            loss = per_item(loss, labels, num_items_in_batch)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GPTForTokenClassification(GPTTaskModel):
+    """One label for each token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, outputs=config.num_labels)
+        self.num_labels = config.num_labels
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """`logits` of (B, T, num_labels); `labels`, (B, T), -100 is ignored."""
+        outputs = self.model(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = per_item(self.loss_function(logits, labels, self.config), labels, num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class GPTForQuestionAnswering(GPTTaskModel):
+    """The span of the text that answers a question."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, outputs=2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """`start_logits` and `end_logits` of (B, T); `start_positions` and `end_positions`, (B,), slots in [0, T)."""
+        outputs = self.model(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        start_logits, end_logits = self.score(self.dropout(outputs.last_hidden_state)).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GPTForMultipleChoice(GPTTaskModel):
+    """The best of several texts, each scored by its last token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, outputs=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """`logits` of (B, choices) for inputs of (B, choices, T); `labels`, (B,), the index of the right choice."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        inputs = {name: value if value is None else value.flatten(0, 1) for name, value in inputs.items()}
+        outputs = self.model(**inputs, **kwargs)
+        pooled = self.pool(outputs.last_hidden_state, inputs["input_ids"], inputs["attention_mask"])
+        logits = self.score(self.dropout(pooled)).view(given.shape[:2])
+        loss = None
+        if labels is not None:
+            loss = per_item(nn.functional.cross_entropy(logits.float(), labels), labels, num_items_in_batch)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# Every Auto class loads its model from any checkpoint saved here: this names the file and class that each one needs.
+AUTO_CLASSES = {
+    "AutoModel": GPTModel,
+    "AutoModelForCausalLM": GPTForCausalLM,
+    "AutoModelForSequenceClassification": GPTForSequenceClassification,
+    "AutoModelForTokenClassification": GPTForTokenClassification,
+    "AutoModelForQuestionAnswering": GPTForQuestionAnswering,
+    "AutoModelForMultipleChoice": GPTForMultipleChoice,
+}
+AUTO_MAP = {"AutoConfig": "configuration_gpt.GPTConfig"} | {
+    auto_class: f"modeling_gpt.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
+}

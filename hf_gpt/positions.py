@@ -1,0 +1,132 @@
+"""Where a token stands: learned and sinusoidal positions, added to its embedding, or rotary ones, in attention."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+from .configuration_gpt import GPTConfig
+
+
+def check_indices(name: str, indices: torch.Tensor, limit: int) -> None:
+    """Raise a ValueError if an index is not in [0, limit).
+
+    Only on the CPU and outside a compiler: on an accelerator the check would wait for the device at every call, and
+    PyTorch's own assertion reports the index there.
+    """
+    if torch.compiler.is_compiling() or indices.device.type != "cpu" or not indices.numel():
+        return
+    least, most = torch.aminmax(indices)
+    if least < 0 or most >= limit:
+        raise ValueError(f"{name} from {least} to {most}: expected 0 to {limit - 1}")
+
+
+class NoPositions(nn.Module):
+    """Leaves the hidden states as they are."""
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
+class LearnedPositions(nn.Embedding):
+    """One trained vector for each position up to `max_position_embeddings` (GPT-1, section 3.1)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        check_indices("positions (max_position_embeddings is too small for them)", position_ids, self.num_embeddings)
+        return hidden_states + super().forward(position_ids)
+
+
+class SinusoidalPositions(nn.Module):
+    """sin(p / 10000^(2i/d)) in even, cos in odd dimensions (Vaswani et al. 2017, section 3.5)."""
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        width = hidden_states.shape[-1]
+        even = torch.arange(0, width, 2, device=hidden_states.device, dtype=torch.float)
+        angles = position_ids[..., None].float() * 10_000.0 ** (-even / width)  # (B, T, D / 2)
+        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (B, T, D)
+        return hidden_states + waves.to(hidden_states.dtype)
+
+
+class NoRotary(nn.Module):
+    """Hands nothing to attention."""
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> None:
+        return None
+
+
+class GPTRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotary angles, (B, T, rotary_dim) each (Su et al. 2021; scaling as in transformers).
+
+    The names of this class and of its attributes are those by which transformers restores the buffers after loading.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        initialise = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = initialise(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: GPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
+        """The inverse frequencies, theta^(-2i / rotary_dim), and the attention factor, 1."""
+        rope = config.rope_parameters
+        dim = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
+        return 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device).float()
+        angles = torch.cat((angles, angles), dim=-1)  # (B, T, rotary_dim)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+
+def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
+    """What adds positions to the hidden states, and what makes rotary ones for attention; both take
+    `(hidden_states, position_ids)`."""
+    match config.position_embedding_type:
+        case "learned":
+            return LearnedPositions(config), NoRotary()
+        case "sinusoidal":
+            return SinusoidalPositions(), NoRotary()
+        case "rope":
+            return NoPositions(), GPTRotaryEmbedding(config)
+        case _:
+            return NoPositions(), NoRotary()
+
+
+Rotation = Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None], torch.Tensor]
+
+
+def keep(states: torch.Tensor, rotary: None) -> torch.Tensor:
+    return states
+
+
+def rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate each pair of dimensions (i, i + rotary_dim / 2) of `states`, (B, H, T, rotary_dim)."""
+    cos, sin = rotary
+    first, second = states.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return states * cos[:, None] + turned * sin[:, None]
+
+
+def rotate_part(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate the first rotary_dim dimensions of `states`, (B, H, T, head_dim), and keep the rest (GPT-J, GPT-NeoX)."""
+    rotary_dim = rotary[0].shape[-1]
+    return torch.cat((rotate(states[..., :rotary_dim], rotary), states[..., rotary_dim:]), dim=-1)
+
+
+def build_rotation(config: GPTConfig) -> Rotation:
+    """What attention does to queries and keys with the rotary embeddings."""
+    if not config.rotary_dim:
+        return keep
+    return rotate if config.rotary_dim == config.head_dim else rotate_part
