@@ -12,6 +12,7 @@ from .modeling_gpt import (
     GPTForTokenClassification,
     GPTModel,
 )
+from .presets import preset_config, preset_names
 from .version import __version__
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "GPTForSequenceClassification",
     "GPTForTokenClassification",
     "GPTModel",
+    "preset_config",
+    "preset_names",
 ]
 
 # `register` finds the class in this process; `register_for_auto_class` copies the code into saved checkpoints.

@@ -206,22 +206,9 @@ class GPTConfig(PreTrainedConfig):
         if self.position_embedding_type != "rope":
             self._refuse_rope(kwargs)
             del self.rope_parameters
+        self.base_model_tp_plan = self._tensor_parallel_plan()  # never serialised
         super().__post_init__(**kwargs)
         self.validate()
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        """Tensor parallelism: heads and feed-forward columns are split, rows summed."""
-        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
-        if self.qk_norm:  # every rank normalises its own heads with the same weights
-            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
-        if self.mlp_type == "glu":
-            plan["layers.*.mlp.gate_proj"] = "colwise"
-        return plan | {
-            "layers.*.self_attn.o_proj": "rowwise",
-            "layers.*.mlp.up_proj": "colwise",
-            "layers.*.mlp.down_proj": "rowwise",
-        }
 
     @property
     def rotary_dim(self) -> int:
@@ -299,6 +286,19 @@ class GPTConfig(PreTrainedConfig):
             ]
         if self.layer_types is None:
             self.layer_types = [LAYER_TYPES.get(pattern, pattern) for pattern in self.attention_patterns]
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """Heads and feed-forward columns are split, rows summed."""
+        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
+        if self.qk_norm:  # every rank normalises its own heads with the same weights
+            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+        if self.mlp_type == "glu":
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        return plan | {
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
 
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:

@@ -1,0 +1,61 @@
+"""What a configuration costs: parameters, arithmetic and cache, counted without making a weight."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .configuration_gpt import GPTConfig
+from .modeling_gpt import GPTForCausalLM
+
+
+class LayerAccount(NamedTuple):
+    attention_pattern: str
+    parameters: int
+    cache_bytes_per_token: int  # of keys and values that stay
+    cached_tokens: int  # of a whole context
+
+
+class Account(NamedTuple):
+    """Costs of a language model at a context length and for one cache dtype."""
+
+    parameters: int
+    forward_flops_per_token: float  # mean over the context; a multiplication and an addition are two
+    layers: list[LayerAccount]
+
+    @property
+    def training_flops_per_token(self) -> float:
+        return 3 * self.forward_flops_per_token  # backward: once more for the inputs, once more for the weights
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes that one more token adds to the cache, as long as no layer's window is full."""
+        return sum(layer.cache_bytes_per_token for layer in self.layers)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache of one row at the full context."""
+        return sum(layer.cache_bytes_per_token * layer.cached_tokens for layer in self.layers)
+
+
+def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Account:
+    """Count on the meta device, so that 175 billion parameters take a moment and no memory.
+
+    Args:
+        context: tokens in a row, `max_position_embeddings` by default.
+        dtype: of the cached keys and values.
+    """
+    context = context or config.max_position_embeddings
+    with torch.device("meta"):
+        model = GPTForCausalLM(config)
+    multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+    per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    layers, keys_seen = [], 0.0
+    for pattern, block in zip(config.attention_patterns, model.model.layers, strict=True):
+        window = min(context, config.sliding_window) if pattern == "banded" else context
+        # query q sees min(q + 1, window) keys; the mean over the context
+        keys_seen += (window * (window + 1) / 2 + (context - window) * window) / context
+        layers.append(LayerAccount(pattern, sum(p.numel() for p in block.parameters()), per_token, window))
+    attention = 4 * config.num_attention_heads * config.head_dim * keys_seen  # scores, and the sum of values
+    return Account(sum(p.numel() for p in model.parameters()), 2 * multiplied + attention, layers)

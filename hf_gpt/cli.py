@@ -1,0 +1,292 @@
+"""`hf-gpt`: the command line. Each command is a few calls into the rest of the package."""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
+
+from .accounting import account
+from .corpus import read_dataset, read_files, standard_library_documentation
+from .folders import new_folder
+from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Origin, Outcome, find_origin, train_from_text
+from .tokenization import SPLIT_PATTERNS, train_tokenizer
+from .training import RunSettings
+
+app = typer.Typer(
+    name="hf-gpt",
+    help="The GPT lineage as one Hugging Face model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Files = Annotated[Optional[list[Path]], typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
+Text = Annotated[Optional[list[Path]], typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
+Seed = Annotated[int, typer.Option(help="Seed of initial weights, order of the data and sampling.")]
+Set = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Change a field of the configuration.", show_default=False),
+]
+
+
+def main() -> None:
+    """Run a command; an error that a user can mend is one line, and a status of 1."""
+    try:
+        app()
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    more: Files = None,
+    text: Text = None,
+    prompt: Annotated[str, typer.Option(help="What the trained model continues.")] = "The function returns",
+    out: Out = Path("hf-gpt-demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = DEMO_SETTINGS.steps,
+    seed: Seed = 0,
+) -> None:
+    """Train a tokenizer and a small GPT on the documentation of Python, or on your text, and let it write."""
+    files = [*(text or []), *(more or [])]
+    texts = read_files(files) if files else standard_library_documentation()
+    name = ", ".join(file.name for file in files) or "the documentation of the Python standard library"
+    settings = RunSettings(**(vars(DEMO_SETTINGS) | {"steps": steps, "seed": seed}))
+    origin = find_origin_of_demo()
+    outcome = train_from_text(out, texts, name, origin, settings, prompt=prompt, resumable=False)
+    print_outcome(out, outcome)
+
+
+@app.command()
+def train(
+    out: Out,
+    more: Files = None,
+    text: Text = None,
+    dataset: Annotated[Optional[str], typer.Option(help="A data set by its name on the Hub, or a folder.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    column: Annotated[str, typer.Option(help="Column of the data set that holds the text.")] = "text",
+    model: Annotated[
+        str, typer.Option(help="A preset, a config.json, or a folder with weights to fine-tune.")
+    ] = "gpt2",
+    set_fields: Set = None,
+    tokenizer: Annotated[Optional[Path], typer.Option(help="Folder of a tokenizer; one is trained otherwise.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
+    context: Annotated[Optional[int], typer.Option(min=2, help="Tokens in a row; the model's most otherwise.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")] = 8,
+    gradient_accumulation_steps: Annotated[int, typer.Option(min=1, help="Forward passes in a step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,
+    evaluation_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Part of the text held out.")] = 0.02,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16.")] = False,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
+    prompt: Annotated[Optional[str], typer.Option(help="What the trained model continues.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the unfinished run of the same settings.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a language model on your text: any preset or configuration, from the beginning or from weights."""
+    files = [*(text or []), *(more or [])]
+    if bool(files) == bool(dataset):
+        raise ValueError("expected either --text or --dataset")
+    texts = read_files(files) if files else read_dataset(dataset, split, column)
+    name = ", ".join(file.name for file in files) or f"{dataset} ({split})"
+    origin = find_origin(model, parse_fields(set_fields or []))
+    settings = RunSettings(
+        context=context or origin.config.max_position_embeddings,
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate,
+        evaluation_fraction=evaluation_fraction or 1e-9,
+        save_steps=save_steps,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    )
+    outcome = train_from_text(
+        out, texts, name, origin, settings, tokenizer_folder=tokenizer, prompt=prompt, resume=resume
+    )
+    print_outcome(out, outcome)
+
+
+@app.command("train-tokenizer")
+def train_tokenizer_command(
+    files: Annotated[list[Path], typer.Argument(help="Text files, UTF-8.")],
+    out: Out,
+    vocab_size: Annotated[int, typer.Option(help="Most tokens, bytes and special ones included.")] = 50257,
+    split_pattern: Annotated[str, typer.Option(help=f"One of {', '.join(SPLIT_PATTERNS)}.")] = "gpt2",
+) -> None:
+    """Train a byte-level BPE tokenizer that AutoTokenizer loads anywhere."""
+    texts = read_files(files)
+    with new_folder(out) as folder:
+        tokenizer = train_tokenizer(texts, vocab_size, split_pattern, show_progress=True)
+        tokenizer.save_pretrained(folder)
+    size = sum(len(text.encode()) for text in texts)
+    tokens = sum(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
+    console.print(f"{out}: {len(tokenizer):,} tokens; {size / tokens:.2f} bytes of this text in each")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def generate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")],
+    prompt: Annotated[
+        Optional[list[str]], typer.Option(help="Text to continue; several make one batch.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Optional[list[Path]], typer.Option(help="File whose text is a prompt.", show_default=False)
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
+) -> None:
+    """Continue prompts, files, or standard input.
+
+    Every option of generate() goes by its own name: --max_new_tokens 50 --do_sample --temperature 0.8 --top_k 40
+    --top_p 0.9 --repetition_penalty 1.1 --num_beams 4 --num_return_sequences 3 ...
+    """
+    options = parse_generation_options(context.args)
+    prompts = [*(prompt or []), *read_files(file or [])]
+    if not prompts:
+        if sys.stdin.isatty():
+            raise ValueError("nothing to continue: expected --prompt, --file or text on standard input")
+        prompts = [sys.stdin.read()]
+    if not all(prompts):
+        raise ValueError("a prompt is empty: expected text to continue")
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    network = AutoModelForCausalLM.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if seed is not None:
+        set_seed(seed)
+    inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(network.device)
+    settings = network.generation_config.to_dict() | options
+    single = len(prompts) == settings.get("num_return_sequences", 1) == settings.get("num_beams", 1) == 1
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if single else None
+    sequences = network.generate(
+        **inputs, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **options
+    )
+    if streamer is None:
+        for index, written in enumerate(tokenizer.batch_decode(sequences, skip_special_tokens=True)):
+            console.rule(str(index + 1))
+            print(written)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A preset, a config.json, or a folder of a model.")],
+    set_fields: Set = None,
+    context: Annotated[Optional[int], typer.Option(min=1, help="Tokens in a row.")] = None,
+) -> None:
+    """Show what a configuration is and costs: parameters, FLOPs, cache, layers. No weights are made or read."""
+    config = Origin(*find_origin(model, parse_fields(set_fields or []))).config
+    context = context or config.max_position_embeddings
+    costs = account(config, context, torch.bfloat16)
+
+    table = Table(title=model, show_header=False)
+    table.add_row("parameters", f"{costs.parameters:,}")
+    table.add_row("FLOPs per token, forward", f"{costs.forward_flops_per_token:,.0f}")
+    table.add_row("FLOPs per token, training", f"{costs.training_flops_per_token:,.0f}")
+    table.add_row("cache bytes per token", f"{costs.cache_bytes_per_token:,}")
+    table.add_row(f"cache bytes at {context:,} tokens", f"{costs.cache_bytes:,}")
+    console.print(table)
+    console.print(f"FLOPs at {context:,} tokens of context; cache of one row in bfloat16.", style="dim")
+
+    layers = Table("layer", "attention", "heads", "key-value heads", "head", "feed-forward", "parameters")
+    for index, layer in enumerate(costs.layers):
+        pattern = layer.attention_pattern
+        window = f" {config.sliding_window}" if layer.cached_tokens < context else ""
+        layers.add_row(
+            str(index),
+            pattern + window,
+            str(config.num_attention_heads),
+            str(config.num_key_value_heads),
+            str(config.head_dim),
+            f"{config.mlp_type} {config.intermediate_size}",
+            f"{layer.parameters:,}",
+        )
+    console.print(layers)
+
+
+def find_origin_of_demo() -> Origin:
+    from .configuration_gpt import GPTConfig
+
+    return Origin(GPTConfig(**DEMO), None, "random weights")
+
+
+def print_outcome(out: Path, outcome: Outcome) -> None:
+    """Say what was written where, and how to use it."""
+    report = outcome.report
+    if outcome.sample:
+        console.rule("a new interpreter wrote")
+        print(outcome.sample)
+    console.rule("trained")
+    print(f"{report.parameters:,} parameters, {report.steps} steps, {report.seconds:.0f} s")
+    print(
+        f"held-out loss {report.evaluation_loss:.3f} nats per token (perplexity {report.perplexity:.1f}); "
+        f"unigram entropy {report.unigram_entropy:.3f}"
+    )
+    contents = {
+        "model.safetensors, config.json, *.py": "the model, and the code that loads it",
+        "tokenizer.json": "the tokenizer",
+        "README.md": "the model card",
+        LOSS_CURVE: "the loss curve",
+        "report.json, settings.json": "every figure, every setting",
+    }
+    if not (out / LOSS_CURVE).exists():
+        contents[LOSS_CURVE] = "not drawn: pip install 'hf_gpt[plot]'"
+    table = Table(title=f"in {out}", show_header=False)
+    for name, meaning in contents.items():
+        table.add_row(name, meaning)
+    console.print(table)
+    console.rule("use it")
+    print(outcome.usage)
+
+
+def parse_fields(assignments: list[str]) -> dict[str, Any]:
+    """`FIELD=VALUE`, the value as JSON, or else as it stands."""
+    fields = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: expected FIELD=VALUE")
+        fields[name] = parse_value(value)
+    return fields
+
+
+def parse_generation_options(arguments: list[str]) -> dict[str, Any]:
+    """`--name value`, `--name=value` or `--flag`, by the names of GenerationConfig; hyphens pass for underscores."""
+    known = GenerationConfig().to_dict()
+    options: dict[str, Any] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(f"generate() has no option {name}" + (f": did you mean {close[0]}?" if close else ""))
+            options[name] = parse_value(value) if equals else True
+        elif name is None:
+            raise ValueError(f"unexpected argument {argument!r}: expected --prompt, or an option of generate()")
+        else:
+            options[name], name = parse_value(argument), None
+    return options
+
+
+def parse_value(text: str) -> Any:
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Output folders that are either whole or not there."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(out: Path | str, *, resume: bool = False, resumable: bool = False) -> Iterator[Path]:
+    """Write into `OUT.partial`, which becomes `out` when the block ends well.
+
+    Args:
+        resume: continue in a partial folder that an earlier run left.
+        resumable: leave the partial folder for that when the block fails; otherwise it is removed.
+
+    Raises:
+        FileExistsError: `out` holds something already, or there is a partial folder and `resume` is not set. Nothing
+            is touched.
+        FileNotFoundError: `resume` is set, but nothing was left to continue.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder: choose another output folder")
+    if resume and not partial.is_dir():
+        raise FileNotFoundError(f"{partial} is not there: no unfinished run to resume")
+    if partial.exists() and not resume:
+        raise FileExistsError(f"{partial} holds an unfinished run: resume it, or remove it")
+    partial.mkdir(parents=True, exist_ok=resume)
+    try:
+        yield partial
+    except BaseException:
+        if not resumable:
+            shutil.rmtree(partial)
+        raise
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)

@@ -1,0 +1,165 @@
+"""From text to a folder that anybody can load: tokenizer, model, loss curve and card, in one run."""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from .configuration_gpt import GPTConfig
+from .folders import new_folder
+from .modeling_gpt import GPTForCausalLM
+from .presets import preset_config, preset_names
+from .publishing import draw_loss_curve, model_card, usage
+from .tokenization import train_tokenizer
+from .training import RunReport, RunSettings, begin, train_model
+
+# A GPT that two cores train in a minute or two: four blocks as in GPT-2, with rotary positions.
+DEMO = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+DEMO_SETTINGS = RunSettings(context=256, steps=150, batch_size=16, learning_rate=3e-3)
+
+LOSS_CURVE = "loss.png"
+
+
+class Origin(NamedTuple):
+    """What a run begins with."""
+
+    config: GPTConfig
+    checkpoint: Path | None
+    """Weights and tokenizer to continue from, or None to begin with random weights."""
+    description: str
+
+
+class Outcome(NamedTuple):
+    report: RunReport
+    sample: str
+    usage: str
+
+
+def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
+    """A preset's name, a configuration file, or a folder that `save_pretrained` wrote.
+
+    Raises:
+        ValueError: it is none of these, or the configuration is refused.
+    """
+    overrides = overrides or {}
+    if name in preset_names():
+        return Origin(preset_config(name, **overrides), None, f"random weights of the preset {name}")
+    path = Path(name)
+    if not path.exists():
+        raise ValueError(
+            f"{name!r} is no file, no folder and no preset; the presets are {', '.join(preset_names())}"
+        )
+    values, _ = GPTConfig.get_config_dict(path)
+    config = GPTConfig(**(values | overrides))
+    if path.is_dir() and any(path.glob("*.safetensors*")):
+        if overrides:
+            raise ValueError(f"{name} has weights already: {next(iter(overrides))} can no longer be changed")
+        return Origin(config, path, f"the weights in {path.name}")
+    return Origin(config, None, "random weights")
+
+
+def train_from_text(
+    out: Path,
+    texts: list[str],
+    text: str,
+    origin: Origin,
+    settings: RunSettings,
+    *,
+    tokenizer_folder: Path | None = None,
+    prompt: str | None = None,
+    resume: bool = False,
+    resumable: bool = True,
+) -> Outcome:
+    """Train a tokenizer, unless there is one, and a model; write both to `out` with a loss curve and a card.
+
+    Args:
+        text: what `texts` are, in words, for the card.
+        tokenizer_folder: a tokenizer to use instead of training one, or that of the checkpoint.
+        prompt: what a new interpreter, which does not import hf_gpt, continues with the saved model.
+        resume, resumable: as in `new_folder`.
+    """
+    if settings.context > origin.config.max_position_embeddings:
+        raise ValueError(
+            f"context={settings.context}: expected at most max_position_embeddings="
+            f"{origin.config.max_position_embeddings}"
+        )
+    with new_folder(out, resume=resume, resumable=resumable) as folder:
+        begin(folder, {"text": text, "model": origin.config.to_diff_dict(), **asdict(settings)})
+        set_seed(settings.seed)
+        tokenizer = _tokenizer(folder, texts, origin, tokenizer_folder)
+        model = _model(origin, tokenizer)
+        report = train_model(model, tokenizer, texts, folder, settings)
+
+        curve = LOSS_CURVE if draw_loss_curve(report, folder / LOSS_CURVE) else ""
+        sample = write_in_new_interpreter(folder, prompt) if prompt is not None else ""
+        card = model_card(
+            model,
+            report,
+            settings,
+            name=out.name,
+            text=text,
+            beginning=origin.description,
+            usage=f"prompt = {prompt or 'Once'!r}\n{usage(out.name)}",
+            sample=sample,
+            loss_curve=curve,
+        )
+        card.save(folder / "README.md")
+    return Outcome(report, sample, usage(out))
+
+
+def write_in_new_interpreter(folder: Path, prompt: str) -> str:
+    """Load a saved folder through the Auto classes in a new interpreter, and let it continue `prompt`.
+
+    Raises:
+        RuntimeError: it could not; the message is the interpreter's own.
+    """
+    script = f"prompt = {prompt!r}\n{usage(folder)}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+    )
+    if done.returncode:
+        raise RuntimeError(f"{folder} did not load in a new interpreter:\n{done.stderr}")
+    return done.stdout.strip()
+
+
+def _tokenizer(
+    folder: Path, texts: list[str], origin: Origin, tokenizer_folder: Path | None
+) -> PreTrainedTokenizerBase:
+    begun = folder if (folder / "tokenizer.json").exists() else None
+    if source := begun or tokenizer_folder or origin.checkpoint:
+        return AutoTokenizer.from_pretrained(source)
+    tokenizer = train_tokenizer(texts, origin.config.vocab_size, show_progress=True)
+    tokenizer.model_max_length = origin.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _model(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> GPTForCausalLM:
+    if origin.checkpoint is not None:
+        return GPTForCausalLM.from_pretrained(origin.checkpoint)
+    config = GPTConfig(
+        **origin.config.to_dict()
+        | {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
+    model = GPTForCausalLM(config)
+    model.generation_config.update(do_sample=True, temperature=0.8, top_k=50, max_new_tokens=100)
+    return model

@@ -1,0 +1,185 @@
+"""Causal language models trained by the stock `Trainer`: the data, one run, and what it measured."""
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+CHECKPOINTS = "checkpoints"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to train. A run resumes only with the settings that it began with."""
+
+    context: int
+    """Tokens in a row."""
+    steps: int
+    batch_size: int = 16
+    """Rows in a forward pass."""
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    """Peak; reached after a tenth of the steps, then a cosine to zero."""
+    evaluation_fraction: float = 0.02
+    """Part of the rows that is held out, at least one."""
+    save_steps: int = 100
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+@dataclass
+class RunReport:
+    """What a run measured. Losses and entropy in nats per token."""
+
+    parameters: int
+    training_tokens: int
+    tokens_seen: int
+    steps: int
+    context: int
+    training_loss: float
+    evaluation_loss: float
+    unigram_entropy: float
+    """Of the training tokens: the loss of a model that knows how often each occurs, and nothing else."""
+    seconds: float
+    """Since the run was last started or resumed."""
+    training_curve: list[tuple[int, float]] = field(default_factory=list)
+    evaluation_curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.evaluation_loss)
+
+
+class TokenBlocks(Dataset):
+    """Documents, each ended by the end-of-text token, end to end, cut into rows of `context` tokens.
+
+    Raises:
+        ValueError: there is not one whole row, or the tokenizer has no end-of-text token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token to set documents apart")
+        ids = []
+        for document in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            ids += [*document, tokenizer.eos_token_id]
+        rows = len(ids) // context
+        if not rows:
+            raise ValueError(f"the text has {len(ids)} tokens: expected at least one row of context={context}")
+        self.rows = torch.tensor(ids[: rows * context]).view(rows, context)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+    def split(self, fraction: float) -> tuple[Dataset, Dataset]:
+        """All rows but, and, evenly spread ones: `fraction` of them, at least one.
+
+        Raises:
+            ValueError: there are fewer than two rows.
+        """
+        if len(self) < 2:
+            raise ValueError("the text fills a single row: expected at least two, one of them to evaluate on")
+        every = min(len(self), max(2, round(1 / fraction)))
+        held_out = list(range(every - 1, len(self), every))
+        rest = sorted(set(range(len(self))) - set(held_out))
+        return torch.utils.data.Subset(self, rest), torch.utils.data.Subset(self, held_out)
+
+    def unigram_entropy(self) -> float:
+        counts = torch.bincount(self.rows.flatten()).double()
+        return torch.distributions.Categorical(counts).entropy().item()
+
+
+def begin(folder: Path, description: dict[str, Any]) -> None:
+    """Note in a new run's folder what it is to do; refuse to resume another.
+
+    Raises:
+        ValueError: the folder was begun with another description.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        path.write_text(json.dumps(description, indent=2) + "\n")
+        return
+    begun = json.loads(path.read_text())
+    if changed := [name for name in description if begun.get(name) != description[name]]:
+        name = changed[0]
+        raise ValueError(f"cannot resume: {name}={description[name]!r}, but the run began with {begun.get(name)!r}")
+
+
+def train_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path, settings: RunSettings
+) -> RunReport:
+    """Train, continuing from the last checkpoint in `folder` if there is one; save model and tokenizer there.
+
+    Checkpoints are removed at the end.
+    """
+    data = TokenBlocks(tokenizer, texts, settings.context)
+    training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
+    checkpoints = folder / CHECKPOINTS
+    accelerated = torch.accelerator.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 10),
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        bf16=settings.bf16,
+        use_cpu=not accelerated,
+        dataloader_pin_memory=accelerated,
+        eval_strategy="steps",
+        eval_steps=max(1, settings.steps // 5),
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        logging_steps=max(1, settings.steps // 50),
+        include_num_input_tokens_seen="all",
+        report_to="none",
+        seed=settings.seed,
+    )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=training_rows,
+        eval_dataset=evaluation_rows,
+        processing_class=tokenizer,
+    )
+    started = time.monotonic()
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    training_loss = trainer.train(resume_from_checkpoint=last).training_loss
+    evaluation_loss = trainer.evaluate()["eval_loss"]
+    report = RunReport(
+        parameters=model.num_parameters(),
+        training_tokens=len(training_rows) * settings.context,
+        tokens_seen=int(trainer.state.num_input_tokens_seen),
+        steps=trainer.state.global_step,
+        context=settings.context,
+        training_loss=training_loss,
+        evaluation_loss=evaluation_loss,
+        unigram_entropy=data.unigram_entropy(),
+        seconds=time.monotonic() - started,
+        training_curve=[(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
+        evaluation_curve=[(log["step"], log["eval_loss"]) for log in trainer.state.log_history if "eval_loss" in log],
+    )
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
+    shutil.rmtree(checkpoints)
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return report

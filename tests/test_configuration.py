@@ -1,0 +1,139 @@
+import json
+
+import pytest
+from tiny import TINY, VARIANTS, make_config
+
+from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.configuration_gpt import ACTIVATIONS
+
+REFUSED = [
+    ({"vocab_size": 0}, "vocab_size=0: expected a positive integer"),
+    ({"hidden_size": 32.0}, "hidden_size=32.0"),
+    ({"hidden_size": "wide"}, "hidden_size='wide'"),
+    ({"num_hidden_layers": True}, "num_hidden_layers=True"),
+    ({"head_dim": -1}, "head_dim=-1: expected a positive integer or None"),
+    ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu"),
+    ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
+    ({"norm_position": "both"}, "norm_position='both': expected one of pre, post"),
+    ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi': expected one of learned"),
+    ({"hidden_act": "gelo"}, "hidden_act='gelo': expected one of"),
+    ({"attention_bias": "yes"}, "attention_bias='yes': expected True or False"),
+    ({"attention_dropout": 1.5}, r"attention_dropout=1.5: expected a number in \[0, 1\)"),
+    ({"norm_eps": 0}, "norm_eps=0: expected a positive number"),
+    ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
+    ({"attention_patterns": ["dense"]}, "attention_patterns has 1 entries: expected num_hidden_layers=2"),
+    ({"attention_patterns": ["dense", "random"]}, "attention_patterns holds 'random': expected dense or banded"),
+    ({"attention_patterns": "dense"}, "attention_patterns='dense': expected a list"),
+    ({"layer_types": ["full_attention"] * 3}, "entries: expected num_hidden_layers=2"),
+    ({"layer_types": ["full_attention", "mamba"]}, "attention_patterns holds 'mamba'"),
+    (
+        {"layer_types": ["sliding_attention"] * 2, "attention_patterns": ["dense"] * 2},
+        "layer_types=.* contradicts attention_patterns",
+    ),
+    ({"sliding_window": 8}, "sliding_window=8 without a banded layer"),
+    ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
+    ({"parallel_residual": True, "norm_position": "post"}, "parallel_residual=True has no norm_position='post'"),
+    ({"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8}, "hidden_size=33: sinusoidal"),
+    ({"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters=.* has no meaning"),
+    ({"position_embedding_type": "none", "rope_theta": 1e4}, "rope_theta=10000.0 has no meaning"),
+    ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
+    ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0, expected a number above 1"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotate .* = 3 dimensions of head_dim=8"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}}, "at least 4"),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4, "factor": 2.0}},
+        "short_factor has 1 entries, expected 4",
+    ),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "high_freq_factor must be above low_freq_factor",
+    ),
+    ({"eos_token_id": 99}, "eos_token_id=99: expected less than vocab_size=99"),
+    ({"eos_token_id": [1, 99]}, r"eos_token_id=\[1, 99\]: expected less than vocab_size=99"),
+    ({"pad_token_id": -1}, "pad_token_id=-1: expected a token id"),
+    ({"num_hidden_layer": 3}, "num_hidden_layer is no field of GPTConfig: did you mean num_hidden_layers"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields)[:60] for fields, _ in REFUSED])
+def test_refuses_what_means_nothing(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**{**TINY, **fields})
+
+
+def test_derives_what_is_left_out():
+    config = make_config(attention_patterns=["banded", "dense"], sliding_window=4)
+    assert (config.head_dim, config.num_key_value_heads, config.embedding_size) == (8, 4, 32)
+    assert config.intermediate_size == 128
+    assert config.layer_types == ["sliding_attention", "full_attention"]
+    assert make_config(layer_types=config.layer_types, sliding_window=4).attention_patterns == ["banded", "dense"]
+    assert make_config().rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+def test_legacy_rope_fields_are_understood():
+    config = make_config(rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 2.0}, partial_rotary_factor=0.5)
+    assert config.rope_parameters == {
+        "rope_type": "linear",
+        "factor": 2.0,
+        "rope_theta": 5e5,
+        "partial_rotary_factor": 0.5,
+    }
+
+
+def test_no_rope_without_rotary_positions():
+    assert not hasattr(make_config("learned"), "rope_parameters")  # tools take the attribute for the ability
+
+
+def test_saves_and_loads(variant, tmp_path):
+    config = make_config(variant, bos_token_id=1, eos_token_id=[2, 3], num_labels=5)
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model_type"] == "hf_gpt"
+    assert stored["layer_types"] == config.layer_types
+
+
+def test_every_field_has_a_line_of_documentation():
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(GPTConfig)).body[0].body
+    for statement, following in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), f"{statement.target.id} is not documented"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_builds(activation):
+    GPTForCausalLM(make_config(hidden_act=activation))
+
+
+def test_a_changed_configuration_is_checked_again(tmp_path):
+    config = make_config()
+    config.num_attention_heads = 3
+    with pytest.raises(ValueError, match="num_key_value_heads=4 does not divide num_attention_heads=3"):
+        GPTForCausalLM(config)
+    with pytest.raises(ValueError, match="num_key_value_heads=4"):
+        config.save_pretrained(tmp_path)
+
+
+def test_a_window_set_later_without_a_banded_layer_is_dropped():
+    config = make_config()
+    config.sliding_window = 8
+    GPTForCausalLM(config)
+    assert config.sliding_window is None
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2", "n_embd": 8}', "{}"], ids=["gpt2", "nothing"])
+def test_refuses_another_architecture(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    for load in (GPTConfig.from_pretrained, GPTForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match="model_type=.*expected 'hf_gpt'"):
+            load(tmp_path)
+
+
+def test_variants_are_what_they_are_called():
+    assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)

@@ -1,0 +1,53 @@
+"""Tiny models, and the corners of the configuration that every behaviour is tested in."""
+
+import torch
+from transformers import set_seed
+
+from hf_gpt import GPTConfig, GPTForCausalLM
+
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # large enough that every part shows in the logits
+}
+
+VARIANTS = {
+    "default": {},
+    "learned": {"position_embedding_type": "learned"},
+    "sinusoidal": {"position_embedding_type": "sinusoidal"},
+    "no_positions": {"position_embedding_type": "none"},
+    "partial_rotary": {"rope_parameters": {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5}},
+    "post_norm": {"norm_position": "post"},
+    "parallel": {"parallel_residual": True},
+    "grouped": {"num_key_value_heads": 2},
+    "multi_query": {"num_key_value_heads": 1, "head_dim": 16},
+    "llama": {
+        "norm_type": "rms_norm",
+        "mlp_type": "glu",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "qk_norm": True,
+    },
+    "factorised": {"embedding_size": 24},
+    "banded": {"attention_patterns": ["banded", "dense"], "sliding_window": 4},
+}
+
+
+def make_config(variant: str = "default", **overrides) -> GPTConfig:
+    return GPTConfig(**{**TINY, **VARIANTS[variant], **overrides})
+
+
+def make_model(variant: str = "default", model_class=GPTForCausalLM, attention: str | None = None, **overrides):
+    """A seeded model in evaluation mode."""
+    set_seed(0)
+    config = make_config(variant, **overrides)
+    return model_class._from_config(config, attn_implementation=attention).eval()
+
+
+def random_ids(*shape: int, seed: int = 1, low: int = 3, high: int = TINY["vocab_size"]) -> torch.Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
