@@ -35,7 +35,8 @@ def eager_attention(
     scores = query @ key.transpose(-2, -1) * scaling  # (B, heads, T, keys)
     if attention_mask is not None:
         scores = scores + attention_mask
-    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 

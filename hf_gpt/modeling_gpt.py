@@ -182,12 +182,12 @@ class GPTModel(GPTPreTrainedModel):
         if inputs_embeds is None:
             check_indices("input_ids", input_ids, self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
+        # Before a cache is made: packed sequences are looked for only where there is none.
         masks = create_attention_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
 
         hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)

@@ -19,13 +19,13 @@ from .training import RunReport, RunSettings, begin, train_model
 
 # A GPT that two cores train in a minute or two: four blocks as in GPT-2, with rotary positions.
 DEMO = {
-    "vocab_size": 4096,
-    "hidden_size": 256,
+    "vocab_size": 2048,
+    "hidden_size": 128,
     "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
 }
-DEMO_SETTINGS = RunSettings(context=256, steps=150, batch_size=16, learning_rate=3e-3)
+DEMO_SETTINGS = RunSettings(context=128, steps=1000, batch_size=8, learning_rate=5e-3, save_steps=1000)
 
 LOSS_CURVE = "loss.png"
 

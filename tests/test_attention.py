@@ -1,0 +1,197 @@
+"""Every attention implementation against the definition, padded, packed and cached."""
+
+import math
+
+import pytest
+import torch
+from tiny import make_config, make_model, random_ids
+from transformers import DynamicCache, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_gpt.attention import GPTAttention, eager_attention
+from hf_gpt.attention_patterns import create_attention_masks
+
+LENGTH = 9
+
+
+def definition(query, key, value, allowed, scaling):
+    """softmax(q k / sqrt(d)) v over the allowed keys, one query at a time. (B, T, heads, head_dim)"""
+    batch, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
+    output = torch.zeros_like(query)
+    for b in range(batch):
+        for h in range(heads):
+            keys, values = key[b, h // groups], value[b, h // groups]
+            for q in range(length):
+                seen = allowed[b, q].nonzero().flatten()
+                if len(seen):
+                    weights = (keys[seen] @ query[b, h, q] * scaling).softmax(0)
+                    output[b, h, q] = weights @ values[seen]
+    return output.transpose(1, 2)
+
+
+def visible(mask, window=math.inf):
+    """Which keys a query may see: earlier tokens, in the window, that are no padding. (B, T, T)"""
+    length = mask.shape[1]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+    return ((distance >= 0) & (distance < window))[None] & mask.bool()[:, None]
+
+
+def padding(kind, rows=3, length=LENGTH):
+    mask = torch.ones(rows, length, dtype=torch.long)
+    for row in range(rows - 1):
+        cut = 2 * row + 2
+        if kind == "left":
+            mask[row, :cut] = 0
+        elif kind == "right":
+            mask[row, -cut:] = 0
+    return mask
+
+
+@pytest.mark.parametrize("pattern", ["dense", "banded"])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize(
+    ("implementation", "heads"),  # FlexAttention compiles each case anew: one will do
+    [("eager", 4), ("eager", 2), ("eager", 1), ("sdpa", 4), ("sdpa", 2), ("sdpa", 1), ("flex_attention", 2)],
+)
+def test_implementations_equal_the_definition(implementation, heads, side, pattern):
+    window = {"attention_patterns": ["banded", "banded"], "sliding_window": 3} if pattern == "banded" else {}
+    config = make_config(num_key_value_heads=heads, **window)
+    config._attn_implementation = implementation
+    module = GPTAttention(config, 0).eval()
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 3, heads, LENGTH, 8, generator=generator, dtype=torch.float64)
+    mask = padding(side)
+    states = torch.empty(3, LENGTH, 32)
+    attention_mask = create_attention_masks(config, states, None if side == "none" else mask, None)[pattern]
+
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+    actual, _ = attend(
+        module, query.float(), key.float(), value.float(), attention_mask, scaling=module.scaling, sliding_window=None
+    )
+    expected = definition(query, key, value, visible(mask, window.get("sliding_window", math.inf)), module.scaling)
+    seen = mask.bool()
+    assert (actual.double() - expected)[seen].abs().max() < 1e-6
+
+
+@pytest.fixture
+def kernel_by_definition(monkeypatch):
+    """FlashAttention's contract on a machine without it: no mask or one of padding, a window, causal from the right."""
+
+    def attend(module, query, key, value, attention_mask, scaling, sliding_window=None, dropout=0.0, **_):
+        keys, length = key.shape[2], query.shape[2]
+        mask = torch.ones(query.shape[0], keys) if attention_mask is None else attention_mask
+        assert mask.shape == (query.shape[0], keys)
+        allowed = visible(mask, sliding_window or math.inf)[:, keys - length :]
+        return definition(query, key, value, allowed, scaling), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", attend)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
+
+
+def logits(model, ids, mask=None, **kwargs):
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, **kwargs).logits
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, side):
+    model = make_model(variant, attention="eager")
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    expected = logits(model, ids, mask)
+    model.set_attn_implementation("kernel_by_definition")
+    assert torch.allclose(logits(model, ids, mask)[mask.bool()], expected[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_padded_row_equals_itself_without_padding(variant, implementation, side):
+    model = make_model(variant, attention=implementation)
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    padded = logits(model, ids, mask)
+    for row in range(3):
+        seen = mask[row].bool()
+        alone = logits(model, ids[row, seen][None])[0]
+        assert torch.allclose(padded[row, seen], alone, atol=1e-5)
+
+
+CACHES = {
+    "dynamic": lambda config: DynamicCache(config=config),
+    "static": lambda config: StaticCache(config=config, max_cache_len=LENGTH + 3),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_token_by_token_equals_one_forward(variant, implementation, side, cache):
+    check_token_by_token(make_model(variant, attention=implementation), padding(side), cache)
+
+
+@pytest.mark.parametrize(("variant", "side"), [("default", "none"), ("grouped", "left"), ("banded", "left")])
+def test_token_by_token_equals_one_forward_in_flex_attention(variant, side):
+    check_token_by_token(make_model(variant, attention="flex_attention"), padding(side), "dynamic")
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+def test_token_by_token_equals_one_forward_in_flash_attention(kernel_by_definition, variant, side):
+    model = make_model(variant, attention="eager")
+    model.set_attn_implementation("kernel_by_definition")
+    check_token_by_token(model, padding(side), "dynamic")
+
+
+def check_token_by_token(model, mask, cache):
+    ids = random_ids(*mask.shape)
+    whole = logits(model, ids, mask)
+    past = CACHES[cache](model.config)
+    steps = [
+        logits(model, ids[:, t : t + 1], mask[:, : t + 1], past_key_values=past, use_cache=True)
+        for t in range(mask.shape[1])
+    ]
+    seen = mask.bool()
+    assert torch.allclose(torch.cat(steps, dim=1)[seen], whole[seen], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_prefill_in_chunks_equals_one_forward(variant, chunk):
+    model, ids, mask = make_model(variant), random_ids(3, LENGTH), padding("left")
+    past = DynamicCache(config=model.config)
+    parts = [
+        logits(model, ids[:, t : t + chunk], mask[:, : t + chunk], past_key_values=past) for t in range(0, LENGTH, chunk)
+    ]
+    assert torch.allclose(torch.cat(parts, dim=1)[mask.bool()], logits(model, ids, mask)[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_packed_sequences_do_not_see_each_other(variant, implementation):
+    model = make_model(variant, attention=implementation)
+    lengths = [4, 7, 2]
+    sequences = [random_ids(1, length, seed=length) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = logits(model, torch.cat(sequences, dim=1), position_ids=positions)
+    apart = torch.cat([logits(model, sequence) for sequence in sequences], dim=1)
+    assert torch.allclose(packed, apart, atol=1e-5)
+
+
+def test_a_prepared_mask_is_used_as_it_is(variant):
+    model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
+    masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
+    assert torch.equal(logits(model, ids, masks), logits(model, ids))
+    by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
+    assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_gradients_agree(variant, side):
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    predicted_by_padding = mask.diff(dim=1, prepend=torch.ones(3, 1, dtype=torch.long)) == 1
+    labels = ids.masked_fill((mask == 0) | predicted_by_padding, -100)
+    gradients = []
+    for implementation in ("eager", "sdpa"):
+        model = make_model(variant, attention=implementation).double()
+        model(ids, attention_mask=mask, labels=labels).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for expected, actual in zip(*gradients, strict=True):
+        assert torch.allclose(actual, expected, atol=1e-9)
