@@ -72,11 +72,6 @@ class GPTAttention(nn.Module):
         self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.rotate = build_rotation(config)
 
-    @property
-    def residual_projection(self) -> nn.Linear:
-        """The layer that writes to the residual stream."""
-        return self.o_proj
-
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -53,6 +53,8 @@ class GPTBlock(GradientCheckpointingLayer):
         self.mlp_norm = build_norm(config, config.hidden_size)
         self.mlp = FEED_FORWARDS[config.mlp_type](config)
         self.dropout = build_dropout(config.residual_dropout)
+        for projection in (self.self_attn.o_proj, self.mlp.down_proj):
+            projection.writes_to_residual = True  # for its initial weights
 
     def attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.dropout(self.self_attn(hidden_states, **kwargs)[0])
@@ -116,10 +118,9 @@ class GPTPreTrainedModel(PreTrainedModel):
         """Normal weights and zero biases; N = 2 x layers projections into the residual stream scaled by 1 / sqrt(N), so
         that their sum keeps the variance of one (GPT-2, section 2.3)."""
         super()._init_weights(module)
-        projection = getattr(module, "residual_projection", None)
-        if projection is not None:
+        if getattr(module, "writes_to_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(projection.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed

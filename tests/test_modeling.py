@@ -1,0 +1,259 @@
+import math
+import warnings
+
+import pytest
+import torch
+from tiny import TINY, make_config, make_model, random_ids
+from torch import nn
+
+from hf_gpt import (
+    GPTForCausalLM,
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+    GPTModel,
+)
+
+HEADS = [GPTForSequenceClassification, GPTForTokenClassification, GPTForQuestionAnswering, GPTForMultipleChoice]
+
+
+@pytest.mark.parametrize("inputs", [{}, {"input_ids": random_ids(1, 3), "inputs_embeds": torch.zeros(1, 3, 32)}])
+def test_refuses_both_or_neither_input(inputs):
+    with pytest.raises(ValueError, match="expected exactly one of input_ids and inputs_embeds"):
+        make_model()(**inputs)
+
+
+@pytest.mark.parametrize("token", [-1, TINY["vocab_size"]])
+def test_refuses_token_ids_outside_the_vocabulary(token):
+    with pytest.raises(ValueError, match="input_ids from .*: expected 0 to 98"):
+        make_model()(torch.tensor([[5, token]]))
+
+
+def test_refuses_positions_beyond_the_learned_ones():
+    model, length = make_model("learned"), TINY["max_position_embeddings"]
+    cache = model(random_ids(1, length)).past_key_values
+    with pytest.raises(ValueError, match="max_position_embeddings is too small .* expected 0 to 63"):
+        model(random_ids(1, 1), past_key_values=cache)
+    packed = torch.arange(length).repeat(2)[None]  # two sequences, each within the limit
+    model(random_ids(1, 2 * length), position_ids=packed)
+
+
+def test_inputs_embeds_equal_input_ids(variant):
+    model, ids = make_model(variant), random_ids(2, 5)
+    embeds = model.get_input_embeddings()(ids)
+    assert embeds.shape[-1] == model.config.embedding_size
+    assert torch.equal(model(inputs_embeds=embeds).logits, model(ids).logits)
+
+
+def test_logits_to_keep(variant):
+    model, ids = make_model(variant), random_ids(2, 6)
+    whole = model(ids).logits
+    for kept, positions in [(1, [5]), (3, [3, 4, 5]), (torch.tensor([0, 4]), [0, 4])]:
+        assert torch.allclose(model(ids, logits_to_keep=kept).logits, whole[:, positions], atol=1e-6)
+
+
+def test_hidden_states_and_attentions(variant):
+    model, ids = make_model(variant, attention="eager"), random_ids(2, 6)
+    outputs = model(ids, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in outputs.hidden_states[:-1]] == [(2, 6, 32)] * 2
+    assert outputs.hidden_states[-1].shape == (2, 6, model.config.embedding_size)
+    assert [probabilities.shape for probabilities in outputs.attentions] == [(2, 4, 6, 6)] * 2
+    for probabilities in outputs.attentions:
+        assert torch.allclose(probabilities.sum(-1), torch.ones(2, 4, 6))
+        assert not probabilities.triu(1).any()
+
+
+def test_embeddings_can_be_resized(variant, tmp_path):
+    model, ids = make_model(variant), random_ids(1, 4)
+    before = model(ids).logits
+    model.resize_token_embeddings(120)
+    assert model.config.vocab_size == 120
+    assert torch.allclose(model(ids).logits[..., :99], before, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.allclose(GPTForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits, atol=1e-6)
+
+
+def test_tied_weights_are_one_tensor():
+    tied, untied = make_model(), make_model(tie_word_embeddings=False)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+def test_residual_projections_start_smaller():
+    """GPT-2, section 2.3: by 1 / sqrt(N) for N residual layers, two in each block."""
+    model = make_model("llama", hidden_size=256, num_hidden_layers=4, initializer_range=0.02)
+    expected = {"o_proj": 0.02 / math.sqrt(8), "down_proj": 0.02 / math.sqrt(8)}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            std = expected.get(name.rpartition(".")[-1], 0.02)
+            assert abs(module.weight.std().item() / std - 1) < 0.05, name
+
+
+@pytest.mark.parametrize("field", ["embedding_dropout", "residual_dropout", "attention_dropout"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_dropout_acts_in_training_alone(field, attention):
+    model, ids = make_model(attention=attention, **{field: 0.5}), random_ids(1, 8)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model(ids).logits, make_model(attention=attention)(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+def test_classifier_dropout_acts_in_training_alone(model_class):
+    model = make_model(model_class=model_class, classifier_dropout=0.5, pad_token_id=0)
+    ids = random_ids(1, 2, 8) if model_class is GPTForMultipleChoice else random_ids(1, 8)
+    assert torch.equal(model(ids)[0], model(ids)[0])
+    model.train()
+    assert not all(torch.equal(model(ids)[0], model(ids)[0]) for _ in range(5))
+
+
+def test_no_dropout_is_no_layer():
+    assert not [module for module in make_model().modules() if isinstance(module, nn.Dropout)]
+
+
+def test_layerdrop_skips_whole_blocks_in_training():
+    model, ids = make_model(layerdrop=0.5, num_hidden_layers=4), random_ids(1, 8)
+    reference = make_model(num_hidden_layers=4)
+    assert torch.equal(model(ids).logits, reference(ids).logits)
+    model.train()
+    runs = [len(model.model.blocks_to_run()) for _ in range(200)]
+    assert 1.6 < sum(runs) / len(runs) < 2.4
+    model(ids, labels=ids).loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
+    ids = random_ids(2, 8)
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(variant).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for expected, actual in zip(*gradients, strict=True):
+        assert torch.allclose(actual, expected, atol=1e-6)
+
+
+def test_compiles_as_one_graph(variant):
+    model, ids = make_model(variant), random_ids(2, 8)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for arguments in ({}, {"attention_mask": mask}):
+        actual = compiled(ids, labels=ids, use_cache=False, **arguments)
+        expected = model(ids, labels=ids, use_cache=False, **arguments)
+        seen = arguments.get("attention_mask", torch.ones_like(ids)).bool()
+        assert torch.allclose(actual.logits[seen], expected.logits[seen], atol=1e-5)
+        actual.loss.backward()
+
+
+def test_exports(variant):
+    model, ids = make_model(variant), random_ids(2, 8)
+    mask = torch.ones_like(ids)
+    arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    length = torch.export.Dim("length", min=2, max=TINY["max_position_embeddings"])
+    shapes = {"input_ids": {1: length}, "attention_mask": {1: length}, "use_cache": None}
+    exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes).module()
+    for size in (8, 13):
+        longer = {"input_ids": random_ids(2, size), "attention_mask": torch.ones(2, size, dtype=torch.long)}
+        actual = exported(**longer, use_cache=False).logits
+        assert torch.allclose(actual, model(**longer).logits, atol=1e-5)
+
+
+def test_half_precision_is_close(variant):
+    model, ids = make_model(variant), random_ids(2, 8)
+    expected = model(ids).logits
+    actual = model.to(torch.bfloat16)(ids).logits.float()
+    assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+def test_every_parameter_learns(variant):
+    model, ids = make_model(variant).train(), random_ids(4, 16)
+    model(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_sinusoidal_positions_are_those_of_the_paper():
+    config = make_config("sinusoidal")
+    states = GPTModel(config).embed_positions(torch.zeros(1, 3, 32), torch.tensor([[0, 1, 40]]))[0]
+    for row, position in enumerate([0, 1, 40]):
+        for i in range(16):
+            angle = position / 10_000 ** (2 * i / 32)
+            assert states[row, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-5)
+            assert states[row, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_banded_layers_see_their_window_alone():
+    model, ids = make_model("banded", attention="eager"), random_ids(1, 12)
+    banded, dense = model(ids, output_attentions=True).attentions
+    assert not banded.tril(-4).any()
+    assert dense.tril(-4).any()
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+def test_heads_learn(model_class, variant):
+    model = make_model(variant, model_class=model_class, num_labels=3, pad_token_id=0).train()
+    ids = random_ids(4, 2, 6) if model_class is GPTForMultipleChoice else random_ids(4, 6)
+    targets = torch.tensor([0, 1, 0, 1])
+    labels = {"labels": targets}
+    if model_class is GPTForTokenClassification:
+        labels = {"labels": targets[:, None].repeat(1, 6)}
+    if model_class is GPTForQuestionAnswering:
+        labels = {"start_positions": targets, "end_positions": targets + 2}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = model(ids, **labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("model_class", [GPTForSequenceClassification, GPTForMultipleChoice])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pooling_finds_the_last_token(model_class, side):
+    """By the mask, or else by the padding token: a padded row has the scores of the row alone."""
+    model = make_model(model_class=model_class, pad_token_id=0)
+    ids = random_ids(2, 7)
+    cut = slice(0, 3) if side == "left" else slice(-3, None)
+    mask = torch.ones_like(ids)
+    ids[0, cut] = mask[0, cut] = 0
+    alone = ids[0, mask[0].bool()][None]
+    if model_class is GPTForMultipleChoice:
+        ids, mask, alone = ids[None], mask[None], alone[None]
+    expected = model(alone).logits.flatten()
+    size = expected.numel()
+    assert torch.allclose(model(ids, attention_mask=mask).logits.flatten()[:size], expected, atol=1e-5)
+    if side == "right":  # without a mask nothing hides padding before the tokens
+        assert torch.allclose(model(ids).logits.flatten()[:size], expected, atol=1e-5)
+
+
+def test_pooling_refuses_to_guess():
+    model = make_model(model_class=GPTForSequenceClassification)
+    model(random_ids(1, 4))
+    with pytest.raises(ValueError, match="nothing that tells their padding"):
+        model(random_ids(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels"),
+    [
+        ("regression", torch.tensor([0.5, -1.0])),
+        ("single_label_classification", torch.tensor([1, 0])),
+        ("multi_label_classification", torch.tensor([[1.0, 0.0], [1.0, 1.0]])),
+    ],
+)
+def test_problem_types(problem, labels):
+    num_labels = 1 if problem == "regression" else 2
+    model = make_model(model_class=GPTForSequenceClassification, pad_token_id=0, num_labels=num_labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(random_ids(2, 4), labels=labels).loss.backward()
+    assert model.config.problem_type == problem
