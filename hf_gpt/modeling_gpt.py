@@ -9,8 +9,10 @@ the model is built: forward passes do not ask.
 """
 
 import math
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -122,11 +124,35 @@ class GPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a checkpoint, as in the base class.
+
+        Raises:
+            OSError: a weight file is missing or truncated.
+            ValueError: the checkpoint is another architecture's.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{broken_weights(pretrained_model_name_or_path)} is truncated or damaged: {error}") from None
+
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def broken_weights(checkpoint: str | Path) -> str:
+    """The first weight file of a local folder that cannot be opened; otherwise the name of the checkpoint."""
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return str(path)
+    return str(checkpoint)
 
 
 class GPTModel(GPTPreTrainedModel):

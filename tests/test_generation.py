@@ -1,0 +1,160 @@
+"""generate(), unchanged: every way of decoding, every cache, on every variant."""
+
+import pytest
+import torch
+from tiny import make_model, random_ids
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture
+def model(variant):
+    return make_model(variant)
+
+
+def without_cache(model, ids, mask=None, steps=8):
+    """Greedy decoding as its definition: a full forward pass for each token."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    with torch.no_grad():
+        for _ in range(steps):
+            token = model(ids, attention_mask=mask, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
+    return ids
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("cache", [None, "dynamic", "static"])
+def test_greedy(variant, implementation, cache):
+    model, ids = make_model(variant, attention=implementation), random_ids(2, 5)
+    options = {"use_cache": False} if cache is None else {"cache_implementation": cache}
+    assert torch.equal(model.generate(ids, **GREEDY, **options), without_cache(model, ids))
+
+
+def test_left_padded_rows_write_what_they_write_alone(model):
+    prompts = [random_ids(1, length, seed=length) for length in (2, 5, 7)]
+    ids, mask = torch.zeros(3, 7, dtype=torch.long), torch.zeros(3, 7, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, 7 - prompt.shape[1] :], mask[row, 7 - prompt.shape[1] :] = prompt[0], 1
+    for options in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+        together = model.generate(ids, attention_mask=mask, **GREEDY, **options)[:, 7:]
+        for row, prompt in enumerate(prompts):
+            alone = model.generate(prompt, **GREEDY, **options)[0, prompt.shape[1] :]
+            assert torch.equal(together[row], alone)
+
+
+def test_sampling(model):
+    ids = random_ids(2, 4)
+    options = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}
+    torch.manual_seed(0)
+    first = model.generate(ids, num_return_sequences=3, max_new_tokens=8, pad_token_id=0, **options)
+    torch.manual_seed(0)
+    again = model.generate(ids, num_return_sequences=3, max_new_tokens=8, pad_token_id=0, **options)
+    assert first.shape == (6, 12)
+    assert torch.equal(first, again)
+    assert len({tuple(row.tolist()) for row in first[:3]}) > 1
+    certain = options | {"top_k": 1, "repetition_penalty": 1.0, "max_new_tokens": 8, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **certain), model.generate(ids, **GREEDY))
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_beam_search(model, sample):
+    ids = random_ids(2, 4)
+    outputs = model.generate(
+        ids,
+        num_beams=4,
+        num_return_sequences=2,
+        max_new_tokens=6,
+        do_sample=sample,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
+    )
+    assert outputs.sequences.shape == (4, 10)
+    if sample:
+        return
+    # The score of a beam is the log-probability of what it wrote: reordering of the cache kept the right past.
+    logits = model(outputs.sequences).logits.log_softmax(-1)
+    written = logits[:, 3:-1].gather(-1, outputs.sequences[:, 4:, None]).sum((1, 2))
+    assert torch.allclose(written, outputs.sequences_scores, atol=1e-4)
+
+
+def test_assisted_decoding_writes_what_greedy_decoding_writes(model, variant):
+    assistant = make_model(variant, num_hidden_layers=2)
+    with torch.no_grad():  # a draft that is right now and then
+        for parameter in assistant.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    ids = random_ids(1, 6)
+    expected = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, assistant_model=assistant, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **GREEDY), expected)
+
+
+def test_the_first_layers_can_draft(model):
+    ids = random_ids(1, 6)
+    expected = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, assistant_early_exit=1, **GREEDY), expected)
+
+
+def test_continues_from_a_cache(model):
+    ids = random_ids(2, 5)
+    whole = model.generate(ids, **{**GREEDY, "max_new_tokens": 10})
+    cache = DynamicCache(config=model.config)
+    half = model.generate(ids, past_key_values=cache, **{**GREEDY, "max_new_tokens": 4})
+    assert torch.equal(model.generate(half, past_key_values=cache, **{**GREEDY, "max_new_tokens": 6}), whole)
+
+
+def test_generates_from_embeddings(model):
+    ids = random_ids(2, 5)
+    embeds = model.get_input_embeddings()(ids)
+    expected = model.generate(ids, **GREEDY)[:, 5:]
+    assert torch.equal(model.generate(inputs_embeds=embeds, **GREEDY), expected)
+    assert torch.equal(model.generate(inputs_embeds=embeds, cache_implementation="static", **GREEDY), expected)
+
+
+class Letters:
+    """As much of a tokenizer as a streamer needs."""
+
+    def decode(self, ids, **_):
+        return "".join(chr(40 + int(token)) + " " for token in ids)
+
+
+@pytest.mark.parametrize("streamer_class", [TextStreamer, TextIteratorStreamer])
+def test_streams_every_token(streamer_class, capsys):
+    model, ids = make_model(), random_ids(1, 4)
+    streamer = streamer_class(Letters(), skip_prompt=True)
+    written = model.generate(ids, streamer=streamer, **GREEDY)[0, 4:]
+    text = capsys.readouterr().out.rstrip("\n") if streamer_class is TextStreamer else "".join(streamer)
+    assert text.split() == Letters().decode(written).split()
+
+
+@pytest.mark.parametrize("implementation", ["paged|eager", "paged|sdpa"])
+def test_generate_batch(variant, implementation):
+    """Continuous batching: every request gets what generate() gives it."""
+    model = make_model(variant)
+    prompts = [random_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 5)]
+    expected = [model.generate(torch.tensor([p]), **GREEDY)[0, len(p) :].tolist() for p in prompts]
+    model.set_attn_implementation(implementation)
+    settings = GenerationConfig(**GREEDY, eos_token_id=-1, use_cuda_graph=False)
+    settings.num_blocks, settings.block_size, settings.max_batch_tokens = 64, 8, 64
+    outputs = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False).values()
+    in_order = sorted(outputs, key=lambda output: int(output.request_id.removeprefix("req_")))
+    assert [output.generated_tokens for output in in_order] == expected
+
+
+def test_stops_at_the_end_of_text():
+    model, ids = make_model(), random_ids(1, 4)
+    written = model.generate(ids, **GREEDY)[0, 4:].tolist()
+    stop = written[3]
+    stopped = model.generate(ids, eos_token_id=stop, **GREEDY)[0, 4:].tolist()
+    assert stopped == written[: written.index(stop) + 1]
+
+
+def test_generation_compiles():
+    """The static cache lets generate() compile the decoding step as one graph."""
+    model, ids = make_model(), random_ids(1, 5)
+    expected = model.generate(ids, **GREEDY)
+    torch.compiler.reset()
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), expected)

@@ -1,0 +1,179 @@
+"""Checkpoints that load anywhere: the code travels with the weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tiny import make_model, random_ids
+
+from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from hf_gpt.modeling_gpt import AUTO_CLASSES
+
+# Runs where hf_gpt cannot be imported: loads a folder through an Auto class, saves it again, prints what it computes.
+STRANGER = """
+import importlib.abc, json, os, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_gpt":
+            raise ModuleNotFoundError("No module named 'hf_gpt'")
+
+sys.meta_path.insert(0, Absent())
+import torch, transformers
+
+folder, again, inputs = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
+printed = {}
+for name in sys.argv[4:]:
+    auto = getattr(transformers, name)
+    own = f"{folder}/{name}"  # a checkpoint for each class, or one for all
+    model = auto.from_pretrained(own if os.path.isdir(own) else folder, trust_remote_code=True).eval()
+    assert "hf_gpt" not in sys.modules and model.__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        rows = inputs[:, None] if "MultipleChoice" in name else inputs
+        if model.can_generate():
+            printed[name] = model.generate(rows, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+        else:
+            printed[name] = model(rows, attention_mask=torch.ones_like(rows))[0].tolist()
+    model.save_pretrained(f"{again}/{name}")
+print(json.dumps(printed))
+"""
+
+
+def stranger(folder: Path, again: Path, ids: torch.Tensor, *auto_classes: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(folder), str(again), json.dumps(ids.tolist()), *auto_classes],
+        capture_output=True,
+        text=True,
+        env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(again / "modules"), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def here(auto_class: str, folder: Path, ids: torch.Tensor) -> list:
+    model = AUTO_CLASSES[auto_class].from_pretrained(folder)
+    rows = ids[:, None] if "MultipleChoice" in auto_class else ids
+    with torch.no_grad():
+        if model.can_generate():
+            return model.generate(rows, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+        return model(rows, attention_mask=torch.ones_like(rows))[0].tolist()
+
+
+def test_loads_and_saves_again_without_hf_gpt(tmp_path):
+    """Each head computes for a stranger what it computes here; so does what the stranger saves, for the next one."""
+    ids = random_ids(2, 5)
+    saved, first, second = tmp_path / "saved", tmp_path / "first", tmp_path / "second"
+    for auto_class, model_class in AUTO_CLASSES.items():
+        make_model("llama", model_class=model_class, pad_token_id=0, num_labels=3).save_pretrained(saved / auto_class)
+    expected = {auto_class: here(auto_class, saved / auto_class, ids) for auto_class in AUTO_CLASSES}
+    for source, target in ((saved, first), (first, second)):
+        printed = stranger(source, target, ids, *AUTO_CLASSES)
+        for auto_class in AUTO_CLASSES:
+            assert torch.allclose(torch.tensor(printed[auto_class]), torch.tensor(expected[auto_class]), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["default", "learned", "banded"])
+def test_every_auto_class_loads_one_checkpoint_without_hf_gpt(tmp_path, variant):
+    make_model(variant, pad_token_id=0).save_pretrained(tmp_path / "saved")
+    ids = random_ids(2, 5)
+    printed = stranger(tmp_path / "saved", tmp_path / "again", ids, *AUTO_CLASSES)
+    assert set(printed) == set(AUTO_CLASSES)
+    assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "saved", ids)
+
+
+def test_every_auto_class_loads_one_checkpoint_with_hf_gpt(tmp_path, variant):
+    model = make_model(variant)
+    model.save_pretrained(tmp_path)
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is GPTConfig
+    for name, model_class in AUTO_CLASSES.items():
+        loaded = getattr(transformers, name).from_pretrained(tmp_path)
+        assert type(loaded) is model_class
+        assert torch.equal(loaded.base_model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_the_folder_is_complete(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
+    for reference in auto_map.values():
+        assert (tmp_path / f"{reference.partition('.')[0]}.py").exists()
+
+
+def test_saves_and_loads_bit_for_bit(tmp_path, variant):
+    model = make_model(variant)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = GPTForCausalLM.from_pretrained(tmp_path)
+    for (name, expected), (_, actual) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert torch.equal(actual, expected), name
+    ids = random_ids(1, 5)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)  # buffers of the rotary embedding included
+
+
+def test_base_and_head_checkpoints_load_into_each_other(tmp_path):
+    model = make_model(model_class=GPTModel)
+    model.save_pretrained(tmp_path / "base")
+    language_model = GPTForCausalLM.from_pretrained(tmp_path / "base")
+    language_model.save_pretrained(tmp_path / "head")
+    again = GPTModel.from_pretrained(tmp_path / "head")
+    assert torch.equal(again(random_ids(1, 4))[0], model(random_ids(1, 4))[0])
+
+
+def test_user_entries_of_the_auto_map_stay(tmp_path):
+    model = make_model()
+    model.config.auto_map = {"AutoTokenizer": ["mine.Slow", None]}
+    model.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoTokenizer"] == ["mine.Slow", None]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_gpt.GPTForCausalLM"
+
+
+def test_a_missing_weight_file_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        GPTForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_truncated_weight_file_is_named(tmp_path, sharded):
+    make_model().save_pretrained(tmp_path, max_shard_size="40KB" if sharded else "1GB")
+    path = sorted(tmp_path.glob("*.safetensors"))[-1]
+    whole = path.read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OSError, match=rf"{path.name} is truncated"):
+            GPTForCausalLM.from_pretrained(tmp_path)
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    path = sorted(tmp_path.glob("*.safetensors"))[0]
+    path.unlink()
+    with pytest.raises(OSError, match=path.name):
+        GPTForCausalLM.from_pretrained(tmp_path)
+
+
+def test_pipelines(tmp_path):
+    from hf_gpt.tokenization import train_tokenizer
+
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 20], 300)
+    model = make_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    for task in ("text-generation", "text-classification", "token-classification", "feature-extraction"):
+        assert transformers.pipeline(task, model=str(tmp_path))("the quick fox")
+
+
+def test_saved_weights_are_plain_safetensors(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    fixed = {"embed_tokens.weight", "norm.weight"}
+    fixed |= {f"layers.1.self_attn.{letter}_proj.weight" for letter in "qkvo"}
+    assert {f"model.{name}" for name in fixed} <= names
