@@ -1,0 +1,50 @@
+import pytest
+import torch
+from tiny import make_config, make_model, random_ids
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from hf_gpt import preset_config
+from hf_gpt.accounting import account
+
+
+def test_parameters(variant):
+    model = make_model(variant)
+    costs = account(model.config)
+    assert costs.parameters == model.num_parameters()
+    assert [layer.parameters for layer in costs.layers] == [
+        sum(parameter.numel() for parameter in block.parameters()) for block in model.model.layers
+    ]
+
+
+def test_flops(variant):
+    """Against what PyTorch counts, which multiplies whole squares where a causal row needs half of them."""
+    model, length = make_model(variant, attention="eager"), 16
+    with FlopCounterMode(display=False) as counter:
+        model(random_ids(1, length))
+    config = model.config
+    per_key = 4 * config.num_attention_heads * config.head_dim
+    seen = {"dense": (length + 1) / 2, "banded": sum(min(q + 1, 4) for q in range(length)) / length}
+    unseen = sum(length - seen[pattern] for pattern in config.attention_patterns)
+    assert account(config, length).forward_flops_per_token == counter.get_total_flops() / length - per_key * unseen
+
+
+def test_cache_bytes(variant):
+    model, length = make_model(variant), 24
+    cache = DynamicCache(config=model.config)
+    model(random_ids(1, length), past_key_values=cache)
+    actual = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    costs = account(model.config, length, torch.float32)
+    # A window's cache of transformers holds one key less than the window: the next query brings its own.
+    idle = sum(layer.cache_bytes_per_token for layer in costs.layers if layer.attention_pattern == "banded")
+    assert costs.cache_bytes - idle == actual
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_cache_bytes_per_token(dtype, size):
+    config = make_config("grouped")
+    assert account(config, dtype=dtype).cache_bytes_per_token == 2 * 2 * 2 * 8 * size
+
+
+def test_the_largest_model_is_counted_at_once():
+    assert account(preset_config("gpt3-175b")).parameters == 174_604_259_328
