@@ -16,7 +16,6 @@ from .presets import preset_config, preset_names
 from .version import __version__
 
 __all__ = [
-    "__version__",
     "GPTConfig",
     "GPTForCausalLM",
     "GPTForMultipleChoice",
@@ -24,6 +23,7 @@ __all__ = [
     "GPTForSequenceClassification",
     "GPTForTokenClassification",
     "GPTModel",
+    "__version__",
     "preset_config",
     "preset_names",
 ]

@@ -44,9 +44,9 @@ def eager_attention(
 class GPTAttention(nn.Module):
     """Causal self-attention with grouped queries.
 
-        MHA  q q q q      GQA  q q q q      MQA  q q q q
-             | | | |           |_| |_|           |_|_|_|
-             k k k k            k   k               k         (v as k)
+    MHA  q q q q      GQA  q q q q      MQA  q q q q
+         | | | |           |_| |_|           |_|_|_|
+         k k k k            k   k               k         (v as k)
     """
 
     is_causal = True  # read by the attention interface

@@ -3,19 +3,21 @@
 import difflib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
 
 from .accounting import account
 from .corpus import read_dataset, read_files, standard_library_documentation
 from .folders import new_folder
-from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Origin, Outcome, find_origin, train_from_text
+from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
 from .tokenization import SPLIT_PATTERNS, train_tokenizer
 from .training import RunSettings
 
@@ -28,12 +30,12 @@ app = typer.Typer(
 )
 console = Console()
 
-Files = Annotated[Optional[list[Path]], typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
-Text = Annotated[Optional[list[Path]], typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
+Text = Annotated[list[Path] | None, typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
 Seed = Annotated[int, typer.Option(help="Seed of initial weights, order of the data and sampling.")]
 Set = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Change a field of the configuration.", show_default=False),
 ]
 
@@ -60,9 +62,8 @@ def demo(
     files = [*(text or []), *(more or [])]
     texts = read_files(files) if files else standard_library_documentation()
     name = ", ".join(file.name for file in files) or "the documentation of the Python standard library"
-    settings = RunSettings(**(vars(DEMO_SETTINGS) | {"steps": steps, "seed": seed}))
-    origin = find_origin_of_demo()
-    outcome = train_from_text(out, texts, name, origin, settings, prompt=prompt, resumable=False)
+    settings = replace(DEMO_SETTINGS, steps=steps, seed=seed)
+    outcome = train_from_text(out, texts, name, DEMO, settings, prompt=prompt, resumable=False)
     print_outcome(out, outcome)
 
 
@@ -71,16 +72,16 @@ def train(
     out: Out,
     more: Files = None,
     text: Text = None,
-    dataset: Annotated[Optional[str], typer.Option(help="A data set by its name on the Hub, or a folder.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set by its name on the Hub, or a folder.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     column: Annotated[str, typer.Option(help="Column of the data set that holds the text.")] = "text",
     model: Annotated[
         str, typer.Option(help="A preset, a config.json, or a folder with weights to fine-tune.")
     ] = "gpt2",
     set_fields: Set = None,
-    tokenizer: Annotated[Optional[Path], typer.Option(help="Folder of a tokenizer; one is trained otherwise.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer; one is trained otherwise.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
-    context: Annotated[Optional[int], typer.Option(min=2, help="Tokens in a row; the model's most otherwise.")] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens in a row; the model's most otherwise.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")] = 8,
     gradient_accumulation_steps: Annotated[int, typer.Option(min=1, help="Forward passes in a step.")] = 1,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 6e-4,
@@ -88,7 +89,7 @@ def train(
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
-    prompt: Annotated[Optional[str], typer.Option(help="What the trained model continues.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the trained model continues.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the unfinished run of the same settings.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -139,12 +140,10 @@ def generate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a model.")],
     prompt: Annotated[
-        Optional[list[str]], typer.Option(help="Text to continue; several make one batch.", show_default=False)
+        list[str] | None, typer.Option(help="Text to continue; several make one batch.", show_default=False)
     ] = None,
-    file: Annotated[
-        Optional[list[Path]], typer.Option(help="File whose text is a prompt.", show_default=False)
-    ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="File whose text is a prompt.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
 ) -> None:
     """Continue prompts, files, or standard input.
 
@@ -167,12 +166,10 @@ def generate(
     if seed is not None:
         set_seed(seed)
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(network.device)
-    settings = network.generation_config.to_dict() | options
-    single = len(prompts) == settings.get("num_return_sequences", 1) == settings.get("num_beams", 1) == 1
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if single else None
-    sequences = network.generate(
-        **inputs, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **options
-    )
+    asked = network.generation_config.to_dict() | options
+    rows = len(prompts) * (asked.get("num_return_sequences") or 1) * (asked.get("num_beams") or 1)
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if rows == 1 else None
+    sequences = network.generate(**inputs, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **options)
     if streamer is None:
         for index, written in enumerate(tokenizer.batch_decode(sequences, skip_special_tokens=True)):
             console.rule(str(index + 1))
@@ -183,10 +180,10 @@ def generate(
 def info(
     model: Annotated[str, typer.Argument(help="A preset, a config.json, or a folder of a model.")],
     set_fields: Set = None,
-    context: Annotated[Optional[int], typer.Option(min=1, help="Tokens in a row.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens in a row.")] = None,
 ) -> None:
     """Show what a configuration is and costs: parameters, FLOPs, cache, layers. No weights are made or read."""
-    config = Origin(*find_origin(model, parse_fields(set_fields or []))).config
+    config = find_origin(model, parse_fields(set_fields or [])).config
     context = context or config.max_position_embeddings
     costs = account(config, context, torch.bfloat16)
 
@@ -215,12 +212,6 @@ def info(
     console.print(layers)
 
 
-def find_origin_of_demo() -> Origin:
-    from .configuration_gpt import GPTConfig
-
-    return Origin(GPTConfig(**DEMO), None, "random weights")
-
-
 def print_outcome(out: Path, outcome: Outcome) -> None:
     """Say what was written where, and how to use it."""
     report = outcome.report
@@ -241,7 +232,7 @@ def print_outcome(out: Path, outcome: Outcome) -> None:
         "report.json, settings.json": "every figure, every setting",
     }
     if not (out / LOSS_CURVE).exists():
-        contents[LOSS_CURVE] = "not drawn: pip install 'hf_gpt[plot]'"
+        contents[LOSS_CURVE] = escape("not drawn: pip install 'hf_gpt[plot]'")
     table = Table(title=f"in {out}", show_header=False)
     for name, meaning in contents.items():
         table.add_row(name, meaning)

@@ -144,7 +144,7 @@ class GPTConfig(PreTrainedConfig):
     attention_patterns: list[str] | None = strings()
     """`dense` or `banded` for each layer; all dense by default (GPT-3, GPT-Neo and gpt-oss alternate)."""
     layer_types: list[str] | None = strings()
-    """The same as the ecosystem's names, `full_attention` and `sliding_attention`; follows from `attention_patterns`."""
+    """The same in the ecosystem's names, `full_attention` and `sliding_attention`; follows from the patterns."""
     sliding_window: int | None = size(None)
     """Number of keys, its own included, that a query of a banded layer sees."""
 
@@ -152,8 +152,8 @@ class GPTConfig(PreTrainedConfig):
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
     rope_parameters: dict | None = field(default_factory=lambda: None)
-    """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what the
-    type needs, as in transformers. A configuration without rotary positions has no such attribute."""
+    """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
+    the type needs, as in transformers. A configuration without rotary positions has no such attribute."""
 
     # --- block ---------------------------------------------------------------------------------------------------
     norm_type: str = one_of("layer_norm", ("layer_norm", "rms_norm"))
@@ -332,7 +332,7 @@ class GPTConfig(PreTrainedConfig):
             )
 
     def _drop_idle_window(self) -> None:
-        # Unlike a constructor's argument, a window that some tool set on a finished configuration is not worth an error.
+        # Unlike a constructor's argument, a window that a tool set on a finished configuration is not worth an error.
         if self.sliding_window is not None and "banded" not in self.attention_patterns:
             logger.warning(f"sliding_window={self.sliding_window} is dropped: no layer is banded")
             self.sliding_window = None

@@ -20,7 +20,9 @@ def read_files(paths: Iterable[Path | str]) -> list[str]:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
+            raise ValueError(
+                f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+            ) from None
         if not text.strip():
             raise ValueError(f"{path} is empty: expected text")
         texts.append(text)
@@ -48,8 +50,8 @@ def read_dataset(name: str, split: str = "train", column: str = "text") -> list[
 
 
 def standard_library_documentation() -> list[str]:
-    """The documentation of Python that is part of Python: the language reference behind `help()`, where it is installed,
-    and the docstrings of the standard library. About three million characters."""
+    """The documentation that is part of Python: the language reference behind `help()`, where it is installed, and the
+    docstrings of the standard library. About two million characters."""
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions leave it out

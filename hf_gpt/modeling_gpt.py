@@ -45,7 +45,7 @@ def build_dropout(probability: float) -> nn.Module:
 
 
 class GPTBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward round the residual stream. The three subclasses are the three orders of the lineage."""
+    """Attention and feed-forward round the residual stream; the subclasses are the three orders of the lineage."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()

@@ -17,16 +17,6 @@ from .publishing import draw_loss_curve, model_card, usage
 from .tokenization import train_tokenizer
 from .training import RunReport, RunSettings, begin, train_model
 
-# A GPT that two cores train in a minute or two: four blocks as in GPT-2, with rotary positions.
-DEMO = {
-    "vocab_size": 2048,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 128,
-}
-DEMO_SETTINGS = RunSettings(context=128, steps=1000, batch_size=8, learning_rate=5e-3, save_steps=1000)
-
 LOSS_CURVE = "loss.png"
 
 
@@ -37,6 +27,17 @@ class Origin(NamedTuple):
     checkpoint: Path | None
     """Weights and tokenizer to continue from, or None to begin with random weights."""
     description: str
+
+
+# A GPT that two cores train in a minute and a half: blocks as in GPT-2, with rotary positions.
+DEMO = Origin(
+    GPTConfig(
+        vocab_size=2048, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, max_position_embeddings=128
+    ),
+    checkpoint=None,
+    description="random weights",
+)
+DEMO_SETTINGS = RunSettings(context=128, steps=1000, batch_size=8, learning_rate=5e-3, save_steps=1000)
 
 
 class Outcome(NamedTuple):
@@ -56,9 +57,7 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
         return Origin(preset_config(name, **overrides), None, f"random weights of the preset {name}")
     path = Path(name)
     if not path.exists():
-        raise ValueError(
-            f"{name!r} is no file, no folder and no preset; the presets are {', '.join(preset_names())}"
-        )
+        raise ValueError(f"{name!r} is no file, no folder and no preset; the presets are {', '.join(preset_names())}")
     values, _ = GPTConfig.get_config_dict(path)
     config = GPTConfig(**(values | overrides))
     if path.is_dir() and any(path.glob("*.safetensors*")):
@@ -121,7 +120,7 @@ def write_in_new_interpreter(folder: Path, prompt: str) -> str:
     """Load a saved folder through the Auto classes in a new interpreter, and let it continue `prompt`.
 
     Raises:
-        RuntimeError: it could not; the message is the interpreter's own.
+        RuntimeError: it could not; the message ends with what the interpreter said last.
     """
     script = f"prompt = {prompt!r}\n{usage(folder)}"
     done = subprocess.run(
@@ -132,7 +131,7 @@ def write_in_new_interpreter(folder: Path, prompt: str) -> str:
         encoding="utf-8",
     )
     if done.returncode:
-        raise RuntimeError(f"{folder} did not load in a new interpreter:\n{done.stderr}")
+        raise RuntimeError(f"a new interpreter could not use {folder}: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout.strip()
 
 
@@ -161,5 +160,6 @@ def _model(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> GPTForCausalLM
         }
     )
     model = GPTForCausalLM(config)
-    model.generation_config.update(do_sample=True, temperature=0.8, top_k=50, max_new_tokens=100)
+    length = min(100, config.max_position_embeddings // 2)
+    model.generation_config.update(do_sample=True, temperature=0.8, top_k=50, max_new_tokens=length)
     return model

@@ -159,7 +159,8 @@ def test_prefill_in_chunks_equals_one_forward(variant, chunk):
     model, ids, mask = make_model(variant), random_ids(3, LENGTH), padding("left")
     past = DynamicCache(config=model.config)
     parts = [
-        logits(model, ids[:, t : t + chunk], mask[:, : t + chunk], past_key_values=past) for t in range(0, LENGTH, chunk)
+        logits(model, ids[:, t : t + chunk], mask[:, : t + chunk], past_key_values=past)
+        for t in range(0, LENGTH, chunk)
     ]
     assert torch.allclose(torch.cat(parts, dim=1)[mask.bool()], logits(model, ids, mask)[mask.bool()], atol=1e-5)
 

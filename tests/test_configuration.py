@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import pytest
 from tiny import TINY, VARIANTS, make_config
@@ -35,7 +36,10 @@ REFUSED = [
     ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
     ({"parallel_residual": True, "norm_position": "post"}, "parallel_residual=True has no norm_position='post'"),
     ({"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8}, "hidden_size=33: sinusoidal"),
-    ({"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters=.* has no meaning"),
+    (
+        {"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 1e4}},
+        "rope_parameters=.* has no meaning",
+    ),
     ({"position_embedding_type": "none", "rope_theta": 1e4}, "rope_theta=10000.0 has no meaning"),
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
     ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
@@ -101,7 +105,7 @@ def test_every_field_has_a_line_of_documentation():
     import inspect
 
     body = ast.parse(inspect.getsource(GPTConfig)).body[0].body
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in pairwise(body):
         if isinstance(statement, ast.AnnAssign):
             assert isinstance(following, ast.Expr), f"{statement.target.id} is not documented"
 
@@ -131,7 +135,7 @@ def test_a_window_set_later_without_a_banded_layer_is_dropped():
 def test_refuses_another_architecture(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     for load in (GPTConfig.from_pretrained, GPTForCausalLM.from_pretrained):
-        with pytest.raises(ValueError, match="model_type=.*expected 'hf_gpt'"):
+        with pytest.raises(ValueError, match=r"model_type=.*expected 'hf_gpt'"):
             load(tmp_path)
 
 

@@ -136,7 +136,7 @@ def test_user_entries_of_the_auto_map_stay(tmp_path):
 def test_a_missing_weight_file_is_named(tmp_path):
     make_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         GPTForCausalLM.from_pretrained(tmp_path)
 
 

@@ -30,14 +30,17 @@ def rows(count=48, length=12):
     """Rows of different lengths, padded on the right, whose padding is no label."""
     ids = random_ids(count, length)
     data = []
-    for row, used in zip(ids, torch.randint(3, length + 1, (count,), generator=torch.Generator().manual_seed(0))):
+    lengths = torch.randint(3, length + 1, (count,), generator=torch.Generator().manual_seed(0))
+    for row, used in zip(ids, lengths, strict=True):
         mask = (torch.arange(length) < used).long()
         data.append({"input_ids": row * mask, "attention_mask": mask, "labels": row.masked_fill(mask == 0, -100)})
     return data
 
 
 def train(folder, model=None, data=None, **fields):
-    trainer = Trainer(model=model or make_model().train(), args=arguments(folder, **fields), train_dataset=data or rows())
+    trainer = Trainer(
+        model=model or make_model().train(), args=arguments(folder, **fields), train_dataset=data or rows()
+    )
     trainer.train()
     return trainer.model
 
@@ -138,7 +141,9 @@ def test_heads_accumulate_gradients(tmp_path, model_class, problem):
     fields = {"num_labels": 1 if problem == "regression" else 3, "problem_type": problem}
     data = head_rows(model_class, problem)
     trained = [
-        train(tmp_path, make_model(model_class=model_class, **fields).train(), data, optim="sgd", max_steps=2, **batches)
+        train(
+            tmp_path, make_model(model_class=model_class, **fields).train(), data, optim="sgd", max_steps=2, **batches
+        )
         for batches in (
             {"per_device_train_batch_size": 16},
             {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},

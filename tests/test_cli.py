@@ -1,0 +1,253 @@
+"""The commands, run as a user runs them, in this process; a new interpreter where it matters."""
+
+import io
+import json
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_gpt import cli, recipes
+from hf_gpt.tokenization import train_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
+TINY = ["-s", "hidden_size=32", "-s", "num_hidden_layers=2", "-s", "num_attention_heads=2", "-s", "vocab_size=300"]
+TINY += ["-s", "max_position_embeddings=32", "-s", "bos_token_id=null", "-s", "eos_token_id=null"]
+FAST = ["--steps", "6", "--batch-size", "4", "--save-steps", "2"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line; its status, standard output and standard error."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["hf-gpt", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([TEXT], 300)
+    model = make_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    for part in (tokenizer, model):
+        part.save_pretrained(folder)
+    return folder
+
+
+def refuses(result, message):
+    status, _, errors = result
+    assert status == 1
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    return True
+
+
+def test_demo(run, text, tmp_path):
+    out = tmp_path / "out"
+    status, printed, _ = run("demo", "--text", text, "--out", out, "--steps", 3, "--prompt", "The quick")
+    assert status == 0
+    assert {"model.safetensors", "tokenizer.json", "README.md", "loss.png", "report.json", "modeling_gpt.py"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((out / "report.json").read_text())
+
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert f"{report['parameters']:,}" in card.text
+    assert f"{report['evaluation_loss']:.3f}" in card.text
+    assert "text.txt" in card.text
+    assert "{" not in card.text.replace("{!r}", "")
+
+    assert "a new interpreter wrote" in printed
+    assert "The quick" in printed
+    lines = printed.strip().splitlines()[-3:]
+    assert "AutoModelForCausalLM" in lines[0]
+    AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_demo_needs_no_text(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "standard_library_documentation", lambda: [TEXT])
+    status, _, _ = run("demo", "--out", tmp_path / "out", "--steps", 1)
+    assert status == 0
+    assert "documentation of the Python standard library" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_demo_without_matplotlib(run, text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, printed, _ = run("demo", text, "--out", tmp_path / "out", "--steps", 1)
+    assert status == 0
+    assert "hf_gpt[plot]" in printed
+    assert "loss.png" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty: expected text"), (None, "No such file"), ("too short", "expected at least one row")],
+)
+def test_demo_refuses_bad_text(run, tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_text(content)
+    assert refuses(run("demo", "--text", path, "--out", tmp_path / "out"), message)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"text.txt"}
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "train-tokenizer"])
+def test_an_output_folder_that_holds_something_is_left_alone(run, text, tmp_path, command):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.doc").write_text("years of work")
+    assert refuses(run(command, text, "--out", out), "exists and is not an empty folder")
+    assert [path.name for path in out.iterdir()] == ["thesis.doc"]
+
+
+def test_train_from_a_preset_and_from_its_result(run, text, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    status, printed, _ = run("train", text, "--out", first, "--model", "gpt2", *TINY, *FAST, "--prompt", "The")
+    assert status == 0
+    assert "held-out loss" in printed
+    config = json.loads((first / "config.json").read_text())
+    assert (config["position_embedding_type"], config["hidden_size"]) == ("learned", 32)
+    assert len(AutoTokenizer.from_pretrained(first)) == config["vocab_size"]
+
+    status, _, _ = run(
+        "train", text, "--out", second, "--model", first, *FAST, "--gradient-accumulation-steps", 2, "--bf16",
+        "--gradient-checkpointing", "--context", 16,
+    )  # fmt: skip
+    assert status == 0
+    before, after = (json.loads((folder / "report.json").read_text()) for folder in (first, second))
+    assert after["training_curve"][0][1] < before["training_curve"][0][1]
+    assert "the weights in first" in (second / "README.md").read_text()
+
+
+def test_train_from_a_configuration_and_a_tokenizer(run, text, saved, tmp_path):
+    arguments = ("train", text, "--out", tmp_path / "out", "--model", saved / "config.json", "--tokenizer", saved)
+    assert run(*arguments, *FAST)[0] == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == (saved / "tokenizer.json").read_text()
+
+
+def test_train_resumes(run, text, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ("train", text, "--out", out, *TINY, *FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*arguments)
+    assert not out.exists()
+    assert refuses(run(*arguments), "holds an unfinished run")
+    assert refuses(run(*arguments, "--resume", "--seed", 7), "cannot resume: seed=7")
+    assert run(*arguments, "--resume")[0] == 0
+    assert out.exists()
+    assert refuses(run(*arguments[:3], tmp_path / "other", *TINY, *FAST, "--resume"), "no unfinished run to resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected either --text or --dataset"),
+        (("--text", "TEXT", "--model", "gpt9"), "'gpt9' is no file, no folder and no preset"),
+        (("--text", "TEXT", "-s", "hidden_size"), "--set hidden_size: expected FIELD=VALUE"),
+        (("--text", "TEXT", "-s", "mlp_type=moe"), "mlp_type='moe': expected one of mlp, glu"),
+        (("--text", "TEXT", "--model", "SAVED", "-s", "hidden_size=8"), "has weights already"),
+        (("--text", "TEXT", *TINY, "--context", "64"), "context=64: expected at most max_position_embeddings=32"),
+    ],
+)
+def test_train_refuses(run, text, saved, tmp_path, arguments, message):
+    arguments = [{"TEXT": text, "SAVED": saved}.get(argument, argument) for argument in arguments]
+    assert refuses(run("train", "--out", tmp_path / "out", *arguments), message)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"text.txt"}
+
+
+def test_train_tokenizer(run, text, tmp_path):
+    status, printed, _ = run("train-tokenizer", text, "--out", tmp_path / "out", "--vocab-size", 280)
+    assert status == 0
+    assert "280 tokens" in printed
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 280
+    assert refuses(run("train-tokenizer", text, "--out", tmp_path / "b", "--vocab-size", 9), "vocab_size=9: expected")
+    assert not (tmp_path / "b").exists()
+
+
+def test_generate_continues_prompts_files_and_standard_input(run, saved, text, tmp_path):
+    options = ("--max_new_tokens", 5, "--do-sample", "false")
+    status, one, _ = run("generate", saved, "--prompt", "The quick", *options)
+    assert status == 0
+    assert one.startswith("The quick")
+    (tmp_path / "prompt.txt").write_text("The quick")
+    assert run("generate", saved, "--file", tmp_path / "prompt.txt", *options)[1] == one
+    assert run("generate", saved, *options, stdin="The quick")[1] == one
+    status, several, _ = run("generate", saved, "--prompt", "The quick", "--prompt", "The lazy dog sleeps", *options)
+    assert one.strip() in several
+    assert "The lazy dog sleeps" in several
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--do_sample", "--temperature", "0.7", "--top_k", "5", "--top_p", "0.9", "--repetition_penalty=1.1"),
+        ("--num_beams", "3", "--num_return_sequences", "2"),
+        ("--do_sample", "--num_return_sequences", "3"),
+        ("--cache_implementation", "static"),
+    ],
+)
+def test_generate_takes_the_options_of_generate(run, saved, options):
+    results = {
+        run("generate", saved, "--prompt", "The", "--max_new_tokens", 4, "--seed", 1, *options)[:2] for _ in range(2)
+    }
+    assert len(results) == 1
+    assert results.pop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", "The", "--temprature", "1"), "no option temprature: did you mean temperature?"),
+        (("--prompt", "The", "stray"), "unexpected argument 'stray'"),
+        (("--prompt", ""), "a prompt is empty"),
+        (("--file", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_generate_refuses(run, saved, arguments, message):
+    assert refuses(run("generate", saved, *arguments), message)
+
+
+def test_info(run, saved):
+    status, printed, _ = run("info", "gpt3-175b")
+    assert status == 0
+    assert "174,604,259,328" in printed
+    assert "banded 256" in printed
+    for target in (saved, saved / "config.json"):
+        assert "300" not in run("info", target)[2]
+    status, printed, _ = run("info", "gpt2", "-s", "num_hidden_layers=3", "--context", 10)
+    assert "10 tokens" in printed
+    assert refuses(run("info", "nothing"), "no preset")
+
+
+def test_help_names_every_command(run):
+    status, printed, _ = run("--help")
+    assert status == 0
+    for command in ("demo", "train", "train-tokenizer", "generate", "info"):
+        assert command in printed
+        assert run(command, "--help")[0] == 0
