@@ -207,7 +207,7 @@ class GPTModel(GPTPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            check_indices("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            check_indices("input_ids", input_ids, "vocab_size", self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)
         # Before a cache is made: packed sequences are looked for only where there is none.
         masks = create_attention_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)

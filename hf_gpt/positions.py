@@ -9,8 +9,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from .configuration_gpt import GPTConfig
 
 
-def check_indices(name: str, indices: torch.Tensor, limit: int) -> None:
-    """Raise a ValueError if an index is not in [0, limit).
+def check_indices(name: str, indices: torch.Tensor, field: str, limit: int) -> None:
+    """Raise a ValueError if an index is not in [0, limit), where `limit` is the value of the configuration's `field`.
 
     Only on the CPU and outside a compiler: on an accelerator the check would wait for the device at every call, and
     PyTorch's own assertion reports the index there.
@@ -19,7 +19,7 @@ def check_indices(name: str, indices: torch.Tensor, limit: int) -> None:
         return
     least, most = torch.aminmax(indices)
     if least < 0 or most >= limit:
-        raise ValueError(f"{name} from {least} to {most}: expected 0 to {limit - 1}")
+        raise ValueError(f"{name} from {least} to {most}: expected 0 to {limit - 1}, by {field}={limit}")
 
 
 class NoPositions(nn.Module):
@@ -36,7 +36,7 @@ class LearnedPositions(nn.Embedding):
         super().__init__(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        check_indices("positions (max_position_embeddings is too small for them)", position_ids, self.num_embeddings)
+        check_indices("position_ids", position_ids, "max_position_embeddings", self.num_embeddings)
         return hidden_states + super().forward(position_ids)
 
 

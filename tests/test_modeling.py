@@ -26,14 +26,14 @@ def test_refuses_both_or_neither_input(inputs):
 
 @pytest.mark.parametrize("token", [-1, TINY["vocab_size"]])
 def test_refuses_token_ids_outside_the_vocabulary(token):
-    with pytest.raises(ValueError, match=r"input_ids from .*: expected 0 to 98"):
+    with pytest.raises(ValueError, match=r"input_ids from .*: expected 0 to 98, by vocab_size=99"):
         make_model()(torch.tensor([[5, token]]))
 
 
 def test_refuses_positions_beyond_the_learned_ones():
     model, length = make_model("learned"), TINY["max_position_embeddings"]
     cache = model(random_ids(1, length)).past_key_values
-    with pytest.raises(ValueError, match=r"max_position_embeddings is too small .* expected 0 to 63"):
+    with pytest.raises(ValueError, match="position_ids from 64 to 64: expected 0 to 63, by max_position_embeddings=64"):
         model(random_ids(1, 1), past_key_values=cache)
     packed = torch.arange(length).repeat(2)[None]  # two sequences, each within the limit
     model(random_ids(1, 2 * length), position_ids=packed)

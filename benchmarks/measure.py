@@ -1,0 +1,43 @@
+"""Ours and a peer in one run: alternating, warmed up, medians, and their ratio."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import transformers
+
+
+def alternate(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Seconds of each, medians of `rounds` alternating calls after one to warm up, and ours divided by the peer's."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for call in (ours, peer):
+        call()
+    for _ in range(rounds):
+        for name, call in (("ours", ours), ("peer", peer)):
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return medians | {"ratio": medians["ours"] / medians["peer"]}
+
+
+def machine() -> dict[str, str | int]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return {
+        "device": str(accelerator),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def report(rows: dict[str, dict[str, float]]) -> None:
+    """A table, and the same as JSON on the last line."""
+    print(f"{'':32}{'ours':>10}{'peer':>10}{'ratio':>8}")
+    for name, row in rows.items():
+        print(f"{name:32}{row['ours']:>9.4f}s{row['peer']:>9.4f}s{row['ratio']:>8.3f}")
+    print(json.dumps({"machine": machine(), "rows": rows}))
