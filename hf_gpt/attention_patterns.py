@@ -1,6 +1,7 @@
 """Which keys a query sees. One mask for each pattern of a model, whatever the attention implementation."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,13 +34,22 @@ def create_attention_masks(
     if isinstance(attention_mask, Mapping):
         by_pattern = {pattern: LAYER_TYPES[pattern] for pattern in patterns}
         return {p: attention_mask[p if p in attention_mask else by_pattern[p]] for p in patterns}
-    return {
-        pattern: MASKS[pattern](
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        for pattern in patterns
-    }
+    with _eager_block_masks(config, inputs_embeds.device):
+        return {
+            pattern: MASKS[pattern](
+                config=config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            for pattern in patterns
+        }
+
+
+def _eager_block_masks(config: GPTConfig, device: torch.device) -> AbstractContextManager:
+    # transformers compiles the block masks of FlexAttention; for padded rows on the CPU, torch 2.13 writes C++ that its
+    # own compiler refuses
+    if config._attn_implementation == "flex_attention" and device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny import VARIANTS
 
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+
 
 @pytest.fixture(params=VARIANTS)
 def variant(request) -> str:

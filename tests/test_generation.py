@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_model, random_ids
+from tiny import VARIANTS, make_model, random_ids
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -129,7 +129,9 @@ def test_streams_every_token(streamer_class, capsys):
     assert text.split() == Letters().decode(written).split()
 
 
-@pytest.mark.parametrize("implementation", ["paged|eager", "paged|sdpa"])
+@pytest.mark.parametrize(
+    ("variant", "implementation"), [("default", "paged|eager"), *((name, "paged|sdpa") for name in VARIANTS)]
+)
 def test_generate_batch(variant, implementation):
     """Continuous batching: every request gets what generate() gives it."""
     model = make_model(variant)
