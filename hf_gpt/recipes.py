@@ -29,7 +29,7 @@ class Origin(NamedTuple):
     description: str
 
 
-# A GPT that two cores train in a minute and a half: blocks as in GPT-2, with rotary positions.
+# A GPT that two cores train in a minute: blocks as in GPT-2, with rotary positions.
 DEMO = Origin(
     GPTConfig(
         vocab_size=2048, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, max_position_embeddings=128
@@ -37,7 +37,7 @@ DEMO = Origin(
     checkpoint=None,
     description="random weights",
 )
-DEMO_SETTINGS = RunSettings(context=128, steps=1000, batch_size=8, learning_rate=5e-3, save_steps=1000)
+DEMO_SETTINGS = RunSettings(context=128, steps=600, batch_size=8, learning_rate=5e-3, save_steps=600)
 
 
 class Outcome(NamedTuple):
