@@ -33,6 +33,7 @@ console = Console()
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
 Text = Annotated[list[Path] | None, typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of the same settings.")]
 Seed = Annotated[int, typer.Option(help="Seed of initial weights, order of the data and sampling.")]
 Set = Annotated[
     list[str] | None,
@@ -45,7 +46,8 @@ def main() -> None:
     try:
         app()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        line = " ".join(str(error).split())
+        Console(stderr=True).print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -56,6 +58,7 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What the trained model continues.")] = "The function returns",
     out: Out = Path("hf-gpt-demo"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = DEMO_SETTINGS.steps,
+    resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
     """Train a tokenizer and a small GPT on the documentation of Python, or on your text, and let it write."""
@@ -63,7 +66,7 @@ def demo(
     texts = read_files(files) if files else standard_library_documentation()
     name = ", ".join(file.name for file in files) or "the documentation of the Python standard library"
     settings = replace(DEMO_SETTINGS, steps=steps, seed=seed)
-    outcome = train_from_text(out, texts, name, DEMO, settings, prompt=prompt, resumable=False)
+    outcome = train_from_text(out, texts, name, DEMO, settings, prompt=prompt, resume=resume)
     print_outcome(out, outcome)
 
 
@@ -90,7 +93,7 @@ def train(
     bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
     prompt: Annotated[str | None, typer.Option(help="What the trained model continues.")] = None,
-    resume: Annotated[bool, typer.Option(help="Continue the unfinished run of the same settings.")] = False,
+    resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
     """Train a language model on your text: any preset or configuration, from the beginning or from weights."""
@@ -106,7 +109,7 @@ def train(
         batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
         learning_rate=learning_rate,
-        evaluation_fraction=evaluation_fraction or 1e-9,
+        evaluation_fraction=evaluation_fraction,
         save_steps=save_steps,
         bf16=bf16,
         gradient_checkpointing=gradient_checkpointing,

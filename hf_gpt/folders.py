@@ -7,12 +7,13 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(out: Path | str, *, resume: bool = False, resumable: bool = False) -> Iterator[Path]:
+def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | None = None) -> Iterator[Path]:
     """Write into `OUT.partial`, which becomes `out` when the block ends well.
 
     Args:
         resume: continue in a partial folder that an earlier run left.
-        resumable: leave the partial folder for that when the block fails; otherwise it is removed.
+        worth_keeping: what makes a partial folder worth resuming: the name of an entry. Where it is not there when the
+            block fails, the partial folder is removed.
 
     Raises:
         FileExistsError: `out` holds something already, or there is a partial folder and `resume` is not set. Nothing
@@ -31,7 +32,7 @@ def new_folder(out: Path | str, *, resume: bool = False, resumable: bool = False
     try:
         yield partial
     except BaseException:
-        if not resumable:
+        if worth_keeping is None or not (partial / worth_keeping).exists():
             shutil.rmtree(partial)
         raise
     if out.exists():

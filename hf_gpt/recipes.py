@@ -1,6 +1,7 @@
 """From text to a folder that anybody can load: tokenizer, model, loss curve and card, in one run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from .modeling_gpt import GPTForCausalLM
 from .presets import preset_config, preset_names
 from .publishing import draw_loss_curve, model_card, usage
 from .tokenization import train_tokenizer
-from .training import RunReport, RunSettings, begin, train_model
+from .training import CHECKPOINTS, RunReport, RunSettings, begin, train_model
 
 LOSS_CURVE = "loss.png"
 
@@ -77,7 +78,6 @@ def train_from_text(
     tokenizer_folder: Path | None = None,
     prompt: str | None = None,
     resume: bool = False,
-    resumable: bool = True,
 ) -> Outcome:
     """Train a tokenizer, unless there is one, and a model; write both to `out` with a loss curve and a card.
 
@@ -85,15 +85,23 @@ def train_from_text(
         text: what `texts` are, in words, for the card.
         tokenizer_folder: a tokenizer to use instead of training one, or that of the checkpoint.
         prompt: what a new interpreter, which does not import hf_gpt, continues with the saved model.
-        resume, resumable: as in `new_folder`.
+        resume: continue a run of the same settings that was cut off after its first checkpoint.
     """
     if settings.context > origin.config.max_position_embeddings:
         raise ValueError(
             f"context={settings.context}: expected at most max_position_embeddings="
             f"{origin.config.max_position_embeddings}"
         )
-    with new_folder(out, resume=resume, resumable=resumable) as folder:
-        begin(folder, {"text": text, "model": origin.config.to_diff_dict(), **asdict(settings)})
+    with new_folder(out, resume=resume, worth_keeping=CHECKPOINTS) as folder:
+        begin(
+            folder,
+            {
+                "text": text,
+                "characters": sum(map(len, texts)),
+                "model": origin.config.to_diff_dict(),
+                **asdict(settings),
+            },
+        )
         set_seed(settings.seed)
         tokenizer = _tokenizer(folder, texts, origin, tokenizer_folder)
         model = _model(origin, tokenizer)
@@ -113,6 +121,7 @@ def train_from_text(
             loss_curve=curve,
         )
         card.save(folder / "README.md")
+        shutil.rmtree(folder / CHECKPOINTS)
     return Outcome(report, sample, usage(out))
 
 

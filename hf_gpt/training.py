@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings.json"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TokenBlocks(Dataset):
         """
         if len(self) < 2:
             raise ValueError("the text fills a single row: expected at least two, one of them to evaluate on")
-        every = min(len(self), max(2, round(1 / fraction)))
+        every = min(len(self), max(2, round(1 / fraction))) if fraction else len(self)
         held_out = list(range(every - 1, len(self), every))
         rest = sorted(set(range(len(self))) - set(held_out))
         return torch.utils.data.Subset(self, rest), torch.utils.data.Subset(self, held_out)
@@ -121,10 +121,12 @@ def begin(folder: Path, description: dict[str, Any]) -> None:
 def train_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path, settings: RunSettings
 ) -> RunReport:
-    """Train, continuing from the last checkpoint in `folder` if there is one; save model and tokenizer there.
+    """Train, continuing from the last checkpoint in `folder` if there is one; save model, tokenizer and report there.
 
-    Checkpoints are removed at the end.
+    Where a report is there already, training had ended, and that report is returned.
     """
+    if (folder / REPORT).exists():
+        return RunReport(**json.loads((folder / REPORT).read_text()))
     data = TokenBlocks(tokenizer, texts, settings.context)
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
     checkpoints = folder / CHECKPOINTS
@@ -180,6 +182,5 @@ def train_model(
     )
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
-    shutil.rmtree(checkpoints)
-    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report

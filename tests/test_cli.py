@@ -153,14 +153,15 @@ def test_train_resumes(run, text, tmp_path, monkeypatch):
     out = tmp_path / "out"
     arguments = ("train", text, "--out", out, *TINY, *FAST)
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)
+        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)  # the very last moment: nothing must be lost
         with pytest.raises(ZeroDivisionError):
             run(*arguments)
     assert not out.exists()
     assert refuses(run(*arguments), "holds an unfinished run")
     assert refuses(run(*arguments, "--resume", "--seed", 7), "cannot resume: seed=7")
     assert run(*arguments, "--resume")[0] == 0
-    assert out.exists()
+    assert json.loads((out / "report.json").read_text())["steps"] == 6
+    assert not (out / "checkpoints").exists()
     assert refuses(run(*arguments[:3], tmp_path / "other", *TINY, *FAST, "--resume"), "no unfinished run to resume")
 
 

@@ -32,16 +32,23 @@ def test_leaves_what_is_there(tmp_path, kind):
     assert (out / "file" if kind == "folder" else out).read_text() == "mine"
 
 
-@pytest.mark.parametrize("resumable", [False, True])
-def test_a_failure_leaves_nothing_or_what_can_be_resumed(tmp_path, resumable):
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), new_folder(out, resumable=resumable) as folder:
+def fail_in(out, **options):
+    """Write half, and be interrupted."""
+    with pytest.raises(KeyboardInterrupt), new_folder(out, **options) as folder:
         (folder / "half").touch()
         raise KeyboardInterrupt
     assert not out.exists()
-    assert folder.exists() is resumable
-    if not resumable:
-        return
+    return folder
+
+
+@pytest.mark.parametrize("worth_keeping", [None, "other half"])
+def test_a_failure_leaves_nothing(tmp_path, worth_keeping):
+    assert not fail_in(tmp_path / "out", worth_keeping=worth_keeping).exists()
+
+
+def test_a_failure_leaves_what_can_be_resumed(tmp_path):
+    out = tmp_path / "out"
+    assert fail_in(out, worth_keeping="half").exists()
     with pytest.raises(FileExistsError, match="holds an unfinished run"), new_folder(out):
         pass
     with new_folder(out, resume=True) as folder:
