@@ -82,7 +82,9 @@ def train(
         str, typer.Option(help="A preset, a config.json, or a folder with weights to fine-tune.")
     ] = "gpt2",
     set_fields: Set = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer; one is trained otherwise.")] = None,
+    tokenizer: Annotated[
+        Optional[Path], typer.Option(exists=True, file_okay=False, help="A tokenizer; one is trained otherwise.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
     context: Annotated[int | None, typer.Option(min=2, help="Tokens in a row; the model's most otherwise.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")] = 8,
@@ -162,6 +164,8 @@ def generate(
     if not all(prompts):
         raise ValueError("a prompt is empty: expected text to continue")
 
+    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):  # no Hub id either
+        raise FileNotFoundError(f"no folder {model}: expected a model that save_pretrained wrote, or a Hub id")
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     network = AutoModelForCausalLM.from_pretrained(model)
     if tokenizer.pad_token is None:

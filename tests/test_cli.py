@@ -234,6 +234,11 @@ def test_generate_refuses(run, saved, arguments, message):
     assert refuses(run("generate", saved, *arguments), message)
 
 
+def test_generate_needs_a_model(run):
+    assert refuses(run("generate", "/nowhere", "--prompt", "The"), "no folder /nowhere")
+    assert refuses(run("generate", "nothing", "--prompt", "The"), "nothing")
+
+
 def test_info(run, saved):
     status, printed, _ = run("info", "gpt3-175b")
     assert status == 0
