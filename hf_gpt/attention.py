@@ -25,7 +25,7 @@ def eager_attention(
     Args:
         query: (B, heads, T, head_dim).
         key, value: (B, key_value_heads, keys, head_dim).
-        attention_mask: (B, 1, T, keys), added to the scores, or None where every key is seen.
+        attention_mask: (B, 1, T, keys), added to the scores, or True where a key is seen; None where every key is.
 
     Returns:
         The output, (B, T, heads, head_dim), and the probabilities, (B, heads, T, keys).
@@ -33,7 +33,9 @@ def eager_attention(
     groups = module.num_key_value_groups
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-2, -1) * scaling  # (B, heads, T, keys)
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     precision = torch.promote_types(query.dtype, torch.float32)
     probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)

@@ -3,7 +3,7 @@
 import difflib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
 
 from .accounting import account
+from .configuration_gpt import GPTConfig
 from .corpus import read_dataset, read_files, standard_library_documentation
 from .folders import new_folder
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
@@ -83,7 +84,7 @@ def train(
     ] = "gpt2",
     set_fields: Set = None,
     tokenizer: Annotated[
-        Optional[Path], typer.Option(exists=True, file_okay=False, help="A tokenizer; one is trained otherwise.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="A tokenizer; one is trained otherwise.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
     context: Annotated[int | None, typer.Option(min=2, help="Tokens in a row; the model's most otherwise.")] = None,
@@ -164,19 +165,26 @@ def generate(
     if not all(prompts):
         raise ValueError("a prompt is empty: expected text to continue")
 
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):  # no Hub id either
-        raise FileNotFoundError(f"no folder {model}: expected a model that save_pretrained wrote, or a Hub id")
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise OSError(f"{model} is no folder with a model and a tokenizer, and no model on the Hub: {error}") from error
     network = AutoModelForCausalLM.from_pretrained(model)
+    if torch.accelerator.is_available():
+        network.to(torch.accelerator.current_accelerator())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    options = {"pad_token_id": tokenizer.pad_token_id, "tokenizer": tokenizer, **options}
     if seed is not None:
         set_seed(seed)
     inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1).to(network.device)
-    asked = network.generation_config.to_dict() | options
-    rows = len(prompts) * (asked.get("num_return_sequences") or 1) * (asked.get("num_beams") or 1)
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if rows == 1 else None
-    sequences = network.generate(**inputs, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **options)
+    try:
+        asked = network.generation_config.to_dict() | options
+        rows = len(prompts) * (asked.get("num_return_sequences") or 1) * (asked.get("num_beams") or 1)
+        streamer = TextStreamer(tokenizer, skip_special_tokens=True) if rows == 1 else None
+        sequences = network.generate(**inputs, streamer=streamer, **options)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"generate() refused its options: {error}") from error
     if streamer is None:
         for index, written in enumerate(tokenizer.batch_decode(sequences, skip_special_tokens=True)):
             console.rule(str(index + 1))
@@ -250,13 +258,16 @@ def print_outcome(out: Path, outcome: Outcome) -> None:
 
 def parse_fields(assignments: list[str]) -> dict[str, Any]:
     """`FIELD=VALUE`, the value as JSON, or else as it stands."""
-    fields = {}
+    values, known = {}, [field.name for field in fields(GPTConfig)]
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set {assignment}: expected FIELD=VALUE")
-        fields[name] = parse_value(value)
-    return fields
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"--set {assignment}: no such field" + (f", did you mean {close[0]}?" if close else ""))
+        values[name] = parse_value(value)
+    return values
 
 
 def parse_generation_options(arguments: list[str]) -> dict[str, Any]:

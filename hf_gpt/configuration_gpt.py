@@ -1,5 +1,6 @@
 """`GPTConfig`: every architectural choice of the GPT lineage, named, documented and validated."""
 
+import math
 from collections.abc import Callable
 from dataclasses import field, fields
 from difflib import get_close_matches
@@ -33,7 +34,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _ruled(default: Any, holds: Callable[[Any], bool], expects: str) -> Any:
@@ -77,9 +78,19 @@ def strings() -> Any:
 def token_id(several: bool = False) -> Any:
     def holds(value: Any) -> bool:
         ids = value if several and isinstance(value, list) else [value]
-        return value is None or all(_is_int(item) and item >= 0 for item in ids)
+        return value is None or (bool(ids) and all(_is_int(item) and item >= 0 for item in ids))
 
     return _ruled(None, holds, "a token id" + (", a list of them" if several else "") + " or None")
+
+
+ROPE_PARAMETERS = Rule(
+    lambda value: value is None or (isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())),
+    "a flat dict or None",
+)
+
+
+def _positives(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)
 
 
 # What the entries of `rope_parameters` may hold; which of them a type needs is known to transformers.
@@ -91,8 +102,14 @@ ROPE_RULES = {
     "original_max_position_embeddings": Rule(lambda value: _is_int(value) and value > 1, "an integer above 1"),
     "low_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
     "high_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "short_factor": Rule(lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
-    "long_factor": Rule(lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"),
+    "short_factor": Rule(_positives, "a list of positive numbers"),
+    "long_factor": Rule(_positives, "a list of positive numbers"),
+    "attention_factor": Rule(lambda value: value is None or (_is_number(value) and value > 0), "a positive number"),
+    "beta_fast": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "beta_slow": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "mscale": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "mscale_all_dim": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
+    "truncate": Rule(lambda value: isinstance(value, bool), "True or False"),
 }
 
 
@@ -151,7 +168,7 @@ class GPTConfig(PreTrainedConfig):
     # --- positions -----------------------------------------------------------------------------------------------
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
-    rope_parameters: dict | None = field(default_factory=lambda: None)
+    rope_parameters: dict | None = field(default_factory=lambda: None, metadata={"rule": ROPE_PARAMETERS})
     """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
     the type needs, as in transformers. A configuration without rotary positions has no such attribute."""
 
@@ -229,6 +246,27 @@ class GPTConfig(PreTrainedConfig):
                 "classes of transformers load it."
             )
         return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Make a configuration, as in the base class; keywords that are fields count as if they had been stored."""
+        overrides = {f.name: kwargs.pop(f.name) for f in fields(cls) if "rule" in f.metadata and f.name in kwargs}
+        return super().from_dict(cls.override(config_dict, overrides), **kwargs)
+
+    @staticmethod
+    def override(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """Stored values under others. What had only been derived from a value that changes is derived anew."""
+        if not overrides:
+            return stored
+        hidden, heads = stored.get("hidden_size"), stored.get("num_attention_heads")
+        derived = {"num_key_value_heads": heads, "layer_types": stored.get("layer_types")}
+        if hidden is not None and heads is not None:
+            derived |= {"embedding_size": hidden, "intermediate_size": 4 * hidden, "head_dim": hidden // heads}
+        if set(stored.get("attention_patterns") or ()) == {"dense"}:
+            derived["attention_patterns"] = stored["attention_patterns"]
+        return {
+            name: value for name, value in stored.items() if name not in derived or value != derived[name]
+        } | overrides
 
     def validate(self) -> None:
         """Check every field, and all of them together; called at construction, by models and by `save_pretrained`."""
@@ -332,7 +370,8 @@ class GPTConfig(PreTrainedConfig):
             )
 
     def _drop_idle_window(self) -> None:
-        # Unlike a constructor's argument, a window that a tool set on a finished configuration is not worth an error.
+        # Unlike a constructor's argument, a window that a tool set on a finished configuration (transformers' own tests
+        # do) is not worth an error.
         if self.sliding_window is not None and "banded" not in self.attention_patterns:
             logger.warning(f"sliding_window={self.sliding_window} is dropped: no layer is banded")
             self.sliding_window = None
@@ -348,9 +387,11 @@ class GPTConfig(PreTrainedConfig):
         rope = getattr(self, "rope_parameters", None)
         if not isinstance(rope, dict):
             raise ValueError(f"rope_parameters={rope!r}: expected a dict with rope_type and rope_theta")
-        for name, rule in ROPE_RULES.items():
-            if name in rope and not rule.holds(rope[name]):
-                raise ValueError(f"rope_parameters: {name}={rope[name]!r}, expected {rule.expects}")
+        for name, value in rope.items():
+            if name not in ROPE_RULES:
+                raise ValueError(f"rope_parameters: {name} is unknown, expected some of {', '.join(ROPE_RULES)}")
+            if not ROPE_RULES[name].holds(value):
+                raise ValueError(f"rope_parameters: {name}={value!r}, expected {ROPE_RULES[name].expects}")
         try:
             self.validate_rope()
         except KeyError as error:
@@ -362,6 +403,8 @@ class GPTConfig(PreTrainedConfig):
                 f"rope_parameters rotate int(head_dim x partial_rotary_factor) = {self.rotary_dim} dimensions of "
                 f"head_dim={self.head_dim}: expected an even number of at least {least}"
             )
+        if rope_type == "yarn" and rope.get("beta_fast", 32) < rope.get("beta_slow", 1):
+            raise ValueError("rope_parameters: beta_fast must not be below beta_slow")
         if rope_type == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
             raise ValueError("rope_parameters: high_freq_factor must be above low_freq_factor")
         if rope_type == "longrope":

@@ -13,14 +13,14 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
     Args:
         resume: continue in a partial folder that an earlier run left.
         worth_keeping: what makes a partial folder worth resuming: the name of an entry. Where it is not there when the
-            block fails, the partial folder is removed.
+            block fails, the partial folder is removed, unless an earlier run made it.
 
     Raises:
         FileExistsError: `out` holds something already, or there is a partial folder and `resume` is not set. Nothing
             is touched.
         FileNotFoundError: `resume` is set, but nothing was left to continue.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     partial = out.with_name(out.name + ".partial")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder: choose another output folder")
@@ -29,10 +29,11 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
     if partial.exists() and not resume:
         raise FileExistsError(f"{partial} holds an unfinished run: resume it, or remove it")
     partial.mkdir(parents=True, exist_ok=resume)
+    mine = not resume
     try:
         yield partial
     except BaseException:
-        if worth_keeping is None or not (partial / worth_keeping).exists():
+        if mine and (worth_keeping is None or not (partial / worth_keeping).exists()):
             shutil.rmtree(partial)
         raise
     if out.exists():

@@ -9,6 +9,7 @@ the model is built: forward passes do not ask.
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -132,6 +133,8 @@ class GPTPreTrainedModel(PreTrainedModel):
             OSError: a weight file is missing or truncated.
             ValueError: the checkpoint is another architecture's.
         """
+        if kwargs.get("config") is not None and (Path(pretrained_model_name_or_path or "") / "config.json").is_file():
+            cls.config_class.get_config_dict(pretrained_model_name_or_path)  # refuses another architecture's weights
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
@@ -232,7 +235,7 @@ class GPTModel(GPTPreTrainedModel):
         hidden_states = self.project_out(self.norm(hidden_states))
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def blocks_to_run(self) -> list[GPTBlock]:
+    def blocks_to_run(self) -> Iterable[GPTBlock]:
         """All blocks, or what layerdrop leaves of them in training."""
         blocks = self.layers[: self.config.num_hidden_layers]  # generate() may lower it, to draft with the first layers
         if not (self.training and self.config.layerdrop):
@@ -337,7 +340,9 @@ class GPTTaskModel(GPTPreTrainedModel):
                 )
             return hidden_states[:, -1]
         slots = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        last = (slots * attention_mask.to(slots)).argmax(dim=-1)  # (B,); padding may stand on either side
+        last = (slots * attention_mask[:, -len(slots) :].to(slots)).argmax(
+            dim=-1
+        )  # (B,); padding may stand on either side
         return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 
@@ -407,7 +412,11 @@ class GPTForTokenClassification(GPTTaskModel):
     ) -> TokenClassifierOutput:
         """`logits` of (B, T, num_labels); `labels`, (B, T), -100 is ignored."""
         outputs = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{"use_cache": False, **kwargs},
         )
         logits = self.score(self.dropout(outputs.last_hidden_state))
         loss = None
@@ -437,7 +446,11 @@ class GPTForQuestionAnswering(GPTTaskModel):
     ) -> QuestionAnsweringModelOutput:
         """`start_logits` and `end_logits` of (B, T); `start_positions` and `end_positions`, (B,), slots in [0, T)."""
         outputs = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **{"use_cache": False, **kwargs},
         )
         start_logits, end_logits = self.score(self.dropout(outputs.last_hidden_state)).unbind(dim=-1)
         loss = None
@@ -478,7 +491,7 @@ class GPTForMultipleChoice(GPTTaskModel):
             "inputs_embeds": inputs_embeds,
         }
         inputs = {name: value if value is None else value.flatten(0, 1) for name, value in inputs.items()}
-        outputs = self.model(**inputs, **kwargs)
+        outputs = self.model(**{"use_cache": False, **inputs, **kwargs})
         pooled = self.pool(outputs.last_hidden_state, inputs["input_ids"], inputs["attention_mask"])
         logits = self.score(self.dropout(pooled)).view(given.shape[:2])
         loss = None

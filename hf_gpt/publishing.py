@@ -28,13 +28,13 @@ ARCHITECTURE = (
 )
 
 
-def usage(folder: Path | str) -> str:
-    """The three lines of Python that load a saved model and let it continue `prompt`."""
+def three_lines(folder: Path | str, prompt: str) -> str:
+    """The three lines of Python that load a saved model and let it continue a prompt."""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer, model = (auto.from_pretrained({str(folder)!r}, trust_remote_code=True) "
-        "for auto in (AutoTokenizer, AutoModelForCausalLM))\n"
-        'print(tokenizer.decode(model.generate(**tokenizer(prompt, return_tensors="pt"))[0]))'
+        f"tokenizer, model = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True), "
+        f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
+        f'print(tokenizer.decode(model.generate(**tokenizer({prompt!r}, return_tensors="pt"))[0]))'
     )
 
 

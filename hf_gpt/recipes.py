@@ -1,5 +1,6 @@
 """From text to a folder that anybody can load: tokenizer, model, loss curve and card, in one run."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,9 +15,9 @@ from .configuration_gpt import GPTConfig
 from .folders import new_folder
 from .modeling_gpt import GPTForCausalLM
 from .presets import preset_config, preset_names
-from .publishing import draw_loss_curve, model_card, usage
+from .publishing import draw_loss_curve, model_card, three_lines
 from .tokenization import train_tokenizer
-from .training import CHECKPOINTS, RunReport, RunSettings, begin, train_model
+from .training import CHECKPOINTS, RunReport, RunSettings, begin, finished_report, train_model
 
 LOSS_CURVE = "loss.png"
 
@@ -55,12 +56,14 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
     """
     overrides = overrides or {}
     if name in preset_names():
+        # A run sets the special tokens by its tokenizer.
+        overrides = {"bos_token_id": None, "eos_token_id": None} | overrides
         return Origin(preset_config(name, **overrides), None, f"random weights of the preset {name}")
     path = Path(name)
     if not path.exists():
         raise ValueError(f"{name!r} is no file, no folder and no preset; the presets are {', '.join(preset_names())}")
     values, _ = GPTConfig.get_config_dict(path)
-    config = GPTConfig(**(values | overrides))
+    config = GPTConfig(**GPTConfig.override(values, overrides))
     if path.is_dir() and any(path.glob("*.safetensors*")):
         if overrides:
             raise ValueError(f"{name} has weights already: {next(iter(overrides))} can no longer be changed")
@@ -71,7 +74,7 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
 def train_from_text(
     out: Path,
     texts: list[str],
-    text: str,
+    source: str,
     origin: Origin,
     settings: RunSettings,
     *,
@@ -82,7 +85,7 @@ def train_from_text(
     """Train a tokenizer, unless there is one, and a model; write both to `out` with a loss curve and a card.
 
     Args:
-        text: what `texts` are, in words, for the card.
+        source: what `texts` are, in words, for the card.
         tokenizer_folder: a tokenizer to use instead of training one, or that of the checkpoint.
         prompt: what a new interpreter, which does not import hf_gpt, continues with the saved model.
         resume: continue a run of the same settings that was cut off after its first checkpoint.
@@ -92,20 +95,22 @@ def train_from_text(
             f"context={settings.context}: expected at most max_position_embeddings="
             f"{origin.config.max_position_embeddings}"
         )
+    if prompt == "":
+        raise ValueError("the prompt is empty: expected text to continue")
     with new_folder(out, resume=resume, worth_keeping=CHECKPOINTS) as folder:
-        begin(
-            folder,
-            {
-                "text": text,
-                "characters": sum(map(len, texts)),
-                "model": origin.config.to_diff_dict(),
-                **asdict(settings),
-            },
-        )
+        description = {
+            "text": source,
+            "sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "model": origin.config.to_diff_dict(),
+            "checkpoint": str(origin.checkpoint),
+            "tokenizer": str(tokenizer_folder),
+            **asdict(settings),
+        }
+        begin(folder, description)
         set_seed(settings.seed)
         tokenizer = _tokenizer(folder, texts, origin, tokenizer_folder)
         model = _model(origin, tokenizer)
-        report = train_model(model, tokenizer, texts, folder, settings)
+        report = finished_report(folder) or train_model(model, tokenizer, texts, folder, settings)
 
         curve = LOSS_CURVE if draw_loss_curve(report, folder / LOSS_CURVE) else ""
         sample = write_in_new_interpreter(folder, prompt) if prompt is not None else ""
@@ -114,15 +119,15 @@ def train_from_text(
             report,
             settings,
             name=out.name,
-            text=text,
+            text=source,
             beginning=origin.description,
-            usage=f"prompt = {prompt or 'Once'!r}\n{usage(out.name)}",
+            usage=three_lines(out.name, prompt or "Once"),
             sample=sample,
             loss_curve=curve,
         )
         card.save(folder / "README.md")
         shutil.rmtree(folder / CHECKPOINTS)
-    return Outcome(report, sample, usage(out))
+    return Outcome(report, sample, three_lines(out, prompt or "Once"))
 
 
 def write_in_new_interpreter(folder: Path, prompt: str) -> str:
@@ -131,7 +136,7 @@ def write_in_new_interpreter(folder: Path, prompt: str) -> str:
     Raises:
         RuntimeError: it could not; the message ends with what the interpreter said last.
     """
-    script = f"prompt = {prompt!r}\n{usage(folder)}"
+    script = three_lines(folder, prompt)
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class RunReport:
     training_loss: float
     evaluation_loss: float
     unigram_entropy: float
-    """Of the training tokens: the loss of a model that knows how often each occurs, and nothing else."""
+    """Of the text: the loss of a model that knows how often each occurs, and nothing else."""
     seconds: float
     """Since the run was last started or resumed."""
     training_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -121,12 +122,7 @@ def begin(folder: Path, description: dict[str, Any]) -> None:
 def train_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path, settings: RunSettings
 ) -> RunReport:
-    """Train, continuing from the last checkpoint in `folder` if there is one; save model, tokenizer and report there.
-
-    Where a report is there already, training had ended, and that report is returned.
-    """
-    if (folder / REPORT).exists():
-        return RunReport(**json.loads((folder / REPORT).read_text()))
+    """Train, from the last checkpoint in `folder` if there is one; save model, tokenizer and report there."""
     data = TokenBlocks(tokenizer, texts, settings.context)
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
     checkpoints = folder / CHECKPOINTS
@@ -164,23 +160,39 @@ def train_model(
         processing_class=tokenizer,
     )
     started = time.monotonic()
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    training_loss = trainer.train(resume_from_checkpoint=last).training_loss
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     evaluation_loss = trainer.evaluate()["eval_loss"]
+    training_curve = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
     report = RunReport(
         parameters=model.num_parameters(),
         training_tokens=len(training_rows) * settings.context,
         tokens_seen=int(trainer.state.num_input_tokens_seen),
         steps=trainer.state.global_step,
         context=settings.context,
-        training_loss=training_loss,
+        training_loss=sum(loss for _, loss in training_curve) / len(training_curve),
         evaluation_loss=evaluation_loss,
         unigram_entropy=data.unigram_entropy(),
         seconds=time.monotonic() - started,
-        training_curve=[(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
+        training_curve=training_curve,
         evaluation_curve=[(log["step"], log["eval_loss"]) for log in trainer.state.log_history if "eval_loss" in log],
     )
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
-    (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (folder / f"{REPORT}.tmp").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # whole, or not there: it says that training has ended
     return report
+
+
+def finished_report(folder: Path) -> RunReport | None:
+    """The report of a run in `folder` whose training has ended."""
+    path = folder / REPORT
+    return RunReport(**json.loads(path.read_text())) if path.exists() else None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; what a kill left of newer ones is removed."""
+    while (last := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
+        if (Path(last) / "trainer_state.json").exists():  # the Trainer writes it last
+            return last
+        shutil.rmtree(last)
+    return None

@@ -16,7 +16,7 @@ def variant(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
+def poisoned_memory():
     """New floating-point memory holds NaN: what is read before it is written shows."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -14,7 +14,7 @@ from hf_gpt.tokenization import train_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
 TINY = ["-s", "hidden_size=32", "-s", "num_hidden_layers=2", "-s", "num_attention_heads=2", "-s", "vocab_size=300"]
-TINY += ["-s", "max_position_embeddings=32", "-s", "bos_token_id=null", "-s", "eos_token_id=null"]
+TINY += ["-s", "max_position_embeddings=32"]
 FAST = ["--steps", "6", "--batch-size", "4", "--save-steps", "2"]
 
 
@@ -57,9 +57,9 @@ def saved(tmp_path_factory):
 def refuses(result, message):
     status, _, errors = result
     assert status == 1
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert len(errors.strip().splitlines()) == 1
+    last = errors.strip().splitlines()[-1]  # after progress bars, perhaps
+    assert last.startswith("error: ")
+    assert message in last
     return True
 
 
@@ -79,7 +79,7 @@ def test_demo(run, text, tmp_path):
     assert f"{report['parameters']:,}" in card.text
     assert f"{report['evaluation_loss']:.3f}" in card.text
     assert "text.txt" in card.text
-    assert "{" not in card.text.replace("{!r}", "")
+    assert "{{" not in card.text
 
     assert "a new interpreter wrote" in printed
     assert "The quick" in printed
@@ -150,19 +150,50 @@ def test_train_from_a_configuration_and_a_tokenizer(run, text, saved, tmp_path):
 
 
 def test_train_resumes(run, text, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    arguments = ("train", text, "--out", out, *TINY, *FAST)
+    """A killed run ends like one that was not; so does one that failed after its training, which is not done again."""
+    arguments = ("train", text, *TINY, *FAST, "--out")
+    whole, cut, late = tmp_path / "whole", tmp_path / "cut", tmp_path / "late"
+    assert run(*arguments, whole)[0] == 0
+
+    def kill(self, args, state, *_, **__):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)  # the very last moment: nothing must be lost
+        patch.setattr("transformers.trainer_callback.DefaultFlowCallback.on_step_begin", kill, raising=False)
+        run(*arguments, cut)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*arguments, late)
+    newest = tmp_path / "cut.partial" / "checkpoints" / "checkpoint-5"
+    newest.mkdir()  # as a kill leaves a checkpoint that was being written
+    (newest / "model.safetensors").write_bytes(b"half")
+    for out in (cut, late):
+        assert not out.exists()
+        assert refuses(run(*arguments, out), "holds an unfinished run")
+        assert refuses(run(*arguments, out, "--resume", "--seed", 7), "cannot resume: seed=7")
+        assert run(*arguments, out, "--resume")[0] == 0
+        assert not (out / "checkpoints").exists()
+        for name in ("model.safetensors", "tokenizer.json"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+        reports = [json.loads((folder / "report.json").read_text()) for folder in (out, whole)]
+        for report in reports:
+            report.pop("seconds")
+        assert reports[0] == reports[1]
+
+
+def test_resuming_needs_the_same_text(run, text, tmp_path, monkeypatch):
+    arguments = ("train", text, *TINY, *FAST, "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(*arguments)
-    assert not out.exists()
-    assert refuses(run(*arguments), "holds an unfinished run")
-    assert refuses(run(*arguments, "--resume", "--seed", 7), "cannot resume: seed=7")
-    assert run(*arguments, "--resume")[0] == 0
-    assert json.loads((out / "report.json").read_text())["steps"] == 6
-    assert not (out / "checkpoints").exists()
-    assert refuses(run(*arguments[:3], tmp_path / "other", *TINY, *FAST, "--resume"), "no unfinished run to resume")
+    text.write_text(TEXT.replace("fox", "cat"))
+    assert refuses(run(*arguments, "--resume"), "cannot resume: sha256")
+    assert (tmp_path / "out.partial").exists()
+    other = ("train", text, *TINY, *FAST, "--out", tmp_path / "other", "--resume")
+    assert refuses(run(*other), "no unfinished run to resume")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +202,8 @@ def test_train_resumes(run, text, tmp_path, monkeypatch):
         ((), "expected either --text or --dataset"),
         (("--text", "TEXT", "--model", "gpt9"), "'gpt9' is no file, no folder and no preset"),
         (("--text", "TEXT", "-s", "hidden_size"), "--set hidden_size: expected FIELD=VALUE"),
+        (("--text", "TEXT", "-s", "layers=2"), "--set layers=2: no such field"),
+        (("--text", "TEXT", *TINY, "--prompt", ""), "the prompt is empty"),
         (("--text", "TEXT", "-s", "mlp_type=moe"), "mlp_type='moe': expected one of mlp, glu"),
         (("--text", "TEXT", "--model", "SAVED", "-s", "hidden_size=8"), "has weights already"),
         (("--text", "TEXT", *TINY, "--context", "64"), "context=64: expected at most max_position_embeddings=32"),
@@ -225,6 +258,7 @@ def test_generate_takes_the_options_of_generate(run, saved, options):
     ("arguments", "message"),
     [
         (("--prompt", "The", "--temprature", "1"), "no option temprature: did you mean temperature?"),
+        (("--prompt", "The", "--num_beams", "two"), "generate() refused its options"),
         (("--prompt", "The", "stray"), "unexpected argument 'stray'"),
         (("--prompt", ""), "a prompt is empty"),
         (("--file", "/nowhere"), "/nowhere"),
@@ -235,8 +269,8 @@ def test_generate_refuses(run, saved, arguments, message):
 
 
 def test_generate_needs_a_model(run):
-    assert refuses(run("generate", "/nowhere", "--prompt", "The"), "no folder /nowhere")
-    assert refuses(run("generate", "nothing", "--prompt", "The"), "nothing")
+    assert refuses(run("generate", "/nowhere", "--prompt", "The"), "/nowhere is no folder with a model")
+    assert refuses(run("generate", "nothing", "--prompt", "The"), "nothing is no folder with a model")
 
 
 def test_info(run, saved):
@@ -245,7 +279,7 @@ def test_info(run, saved):
     assert "174,604,259,328" in printed
     assert "banded 256" in printed
     for target in (saved, saved / "config.json"):
-        assert "300" not in run("info", target)[2]
+        assert run("info", target)[0] == 0
     status, printed, _ = run("info", "gpt2", "-s", "num_hidden_layers=3", "--context", 10)
     assert "10 tokens" in printed
     assert refuses(run("info", "nothing"), "no preset")

@@ -44,6 +44,11 @@ REFUSED = [
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
     ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
+    ({"rope_parameters": {"rope_tetha": 1e4}}, "rope_parameters: rope_tetha is unknown"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters=.*: expected a flat dict"),
+    ({"rope_parameters": "yarn"}, "rope_parameters='yarn': expected a flat dict"),
+    ({"initializer_range": float("inf")}, "initializer_range=inf: expected a positive number"),
+    ({"eos_token_id": []}, r"eos_token_id=\[\]: expected a token id"),
     ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0, expected a number above 1"),
     ({"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotate .* = 3 dimensions of head_dim=8"),
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}}, "at least 4"),
@@ -122,6 +127,22 @@ def test_a_changed_configuration_is_checked_again(tmp_path):
         GPTForCausalLM(config)
     with pytest.raises(ValueError, match="num_key_value_heads=4"):
         config.save_pretrained(tmp_path)
+
+
+def test_overrides_at_loading_derive_anew(tmp_path):
+    GPTConfig(**{**TINY, "num_key_value_heads": 2}).save_pretrained(tmp_path)
+    config = GPTConfig.from_pretrained(tmp_path, hidden_size=64, num_hidden_layers=3)
+    assert (config.embedding_size, config.intermediate_size, config.head_dim, config.num_key_value_heads) == (
+        64,
+        256,
+        16,
+        2,
+    )
+    assert config.attention_patterns == ["dense"] * 3
+    banded = GPTConfig.from_pretrained(tmp_path, attention_patterns=["banded"] * 2, sliding_window=4)
+    assert banded.layer_types == ["sliding_attention"] * 2
+    with pytest.raises(ValueError, match="sliding_window=8 without a banded layer"):
+        GPTConfig.from_pretrained(tmp_path, sliding_window=8)
 
 
 def test_a_window_set_later_without_a_banded_layer_is_dropped():

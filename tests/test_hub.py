@@ -160,6 +160,13 @@ def test_a_missing_shard_is_named(tmp_path):
         GPTForCausalLM.from_pretrained(tmp_path)
 
 
+def test_weights_of_another_architecture_are_refused_whatever_the_configuration(tmp_path):
+    config = transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='gpt2'"):
+        GPTForCausalLM.from_pretrained(tmp_path, config=GPTConfig(vocab_size=99))
+
+
 def test_pipelines(tmp_path):
     from hf_gpt.tokenization import train_tokenizer
 

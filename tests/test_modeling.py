@@ -172,6 +172,19 @@ def test_half_precision_is_close(variant):
     assert (actual - expected).norm() < 0.05 * expected.norm()
 
 
+def test_parallel_plans_name_parts_of_the_model(variant):
+    model = make_model(variant)
+    modules = {name for name, _ in model.named_modules()}
+    for pattern in model.config.base_model_tp_plan:
+        assert f"model.{pattern.replace('*', '0')}" in modules
+    for projection, style in {"q": "colwise", "k": "colwise", "v": "colwise", "o": "rowwise"}.items():
+        assert model.tp_plan[f"model.layers.*.self_attn.{projection}_proj"] == style
+    split = {name.rpartition(".")[-1] for name in model.config.base_model_tp_plan if ".mlp." in name}
+    assert split == {name for name, _ in model.model.layers[0].mlp.named_children() if name.endswith("_proj")}
+    assert [f"model.{name}" in modules for name in model.config.base_model_pp_plan] == [True] * 3
+    assert list(model.config.base_model_pp_plan) == ["embed_tokens", "layers", "norm"]
+
+
 def test_every_parameter_learns(variant):
     model, ids = make_model(variant).train(), random_ids(4, 16)
     model(ids, labels=ids).loss.backward()

@@ -143,7 +143,7 @@ PEERS |= {"llama_biased": partial(llama, attention_bias=True, mlp_bias=True)}
 
 @pytest.fixture(params=PEERS)
 def peers(request):
-    """A native model with strong random weights, and ours with the same."""
+    """A native model with strong random weights, ours with the same, and what renames them."""
     set_seed(0)
     native, config, convert = PEERS[request.param]()
     with torch.no_grad():
@@ -154,11 +154,11 @@ def peers(request):
     assert set(missing) <= {"lm_head.weight"}
     assert set(unexpected) <= {"lm_head.weight"}
     assert ours.num_parameters() == native.num_parameters()
-    return native.eval(), ours.eval()
+    return native.eval(), ours.eval(), convert
 
 
 def test_logits_and_loss(peers):
-    native, ours = peers
+    native, ours, _ = peers
     ids = random_ids(3, 40)  # longer than the original length of the scaled RoPE types
     expected, actual = native(ids, labels=ids), ours(ids, labels=ids)
     scale = expected.logits.abs().max()
@@ -167,7 +167,7 @@ def test_logits_and_loss(peers):
 
 
 def test_padded_batch(peers):
-    native, ours = peers
+    native, ours, _ = peers
     ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[0, :5] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -178,17 +178,18 @@ def test_padded_batch(peers):
 
 
 def test_gradients(peers):
-    native, ours = peers
+    native, ours, convert = peers
     ids = random_ids(2, 16)
-    for model in peers:
+    for model in (native, ours):
         model(ids, labels=ids).loss.backward()
-    expected = native.get_input_embeddings().weight.grad
-    actual = ours.get_input_embeddings().weight.grad
-    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    scale = max(parameter.grad.abs().max() for parameter in native.parameters())
+    expected = convert({name: parameter.grad for name, parameter in native.named_parameters()})
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-5 * scale, name
 
 
 def test_greedy_generation(peers):
-    native, ours = peers
+    native, ours, _ = peers
     ids = random_ids(2, 6)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(ours.generate(ids, **options), native.generate(ids, **options))

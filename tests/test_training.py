@@ -181,7 +181,7 @@ def test_token_blocks_hold_every_token_in_order(tokenizer):
     blocks = TokenBlocks(tokenizer, TEXTS, context=16)
     ids = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     assert blocks.rows.flatten().tolist() == ids[: len(ids) // 16 * 16]
-    assert blocks[3]["labels"] is not None
+    assert torch.equal(blocks[3]["labels"], blocks[3]["input_ids"])
     training, evaluation = blocks.split(0.1)
     assert len(training) + len(evaluation) == len(blocks)
     assert abs(len(evaluation) / len(blocks) - 0.1) < 0.02
