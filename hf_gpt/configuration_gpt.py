@@ -41,13 +41,13 @@ def _ruled(default: Any, holds: Callable[[Any], bool], expects: str) -> Any:
     return field(default=default, metadata={"rule": Rule(holds, expects)})
 
 
-def size(default: int | None) -> Any:
-    """A positive integer; None, where that is the default, means derived from other fields."""
+def size(default: int | None, least: int = 1) -> Any:
+    """An integer of at least `least`; None, where that is the default, means derived from other fields, or none."""
     optional = default is None
     return _ruled(
         default,
-        lambda value: (optional and value is None) or (_is_int(value) and value > 0),
-        "a positive integer" + (" or None" if optional else ""),
+        lambda value: (optional and value is None) or (_is_int(value) and value >= least),
+        f"an integer of at least {least}" + (" or None" if optional else ""),
     )
 
 
@@ -162,8 +162,8 @@ class GPTConfig(PreTrainedConfig):
     """`dense` or `banded` for each layer; all dense by default (GPT-3, GPT-Neo and gpt-oss alternate)."""
     layer_types: list[str] | None = strings()
     """The same in the ecosystem's names, `full_attention` and `sliding_attention`; follows from the patterns."""
-    sliding_window: int | None = size(None)
-    """Number of keys, its own included, that a query of a banded layer sees."""
+    sliding_window: int | None = size(None, least=2)
+    """Number of keys, its own included, that a query of a banded layer sees; transformers' caches cannot hold 1."""
 
     # --- positions -----------------------------------------------------------------------------------------------
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))

@@ -8,11 +8,11 @@ from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.configuration_gpt import ACTIVATIONS
 
 REFUSED = [
-    ({"vocab_size": 0}, "vocab_size=0: expected a positive integer"),
+    ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
     ({"hidden_size": 32.0}, "hidden_size=32.0"),
     ({"hidden_size": "wide"}, "hidden_size='wide'"),
     ({"num_hidden_layers": True}, "num_hidden_layers=True"),
-    ({"head_dim": -1}, "head_dim=-1: expected a positive integer or None"),
+    ({"head_dim": -1}, "head_dim=-1: expected an integer of at least 1 or None"),
     ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu"),
     ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
     ({"norm_position": "both"}, "norm_position='both': expected one of pre, post"),
@@ -31,6 +31,10 @@ REFUSED = [
     (
         {"layer_types": ["sliding_attention"] * 2, "attention_patterns": ["dense"] * 2},
         "layer_types=.* contradicts attention_patterns",
+    ),
+    (
+        {"sliding_window": 1, "attention_patterns": ["banded"] * 2},
+        "sliding_window=1: expected an integer of at least 2",
     ),
     ({"sliding_window": 8}, "sliding_window=8 without a banded layer"),
     ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
