@@ -39,7 +39,7 @@ DEMO = Origin(
     checkpoint=None,
     description="random weights",
 )
-DEMO_SETTINGS = RunSettings(context=128, steps=600, batch_size=8, learning_rate=5e-3, save_steps=600)
+DEMO_SETTINGS = RunSettings(context=128, steps=750, batch_size=8, learning_rate=5e-3, save_steps=750)
 
 
 class Outcome(NamedTuple):
