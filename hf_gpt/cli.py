@@ -105,7 +105,10 @@ def train(
         raise ValueError("expected either --text or --dataset")
     texts = read_files(files) if files else read_dataset(dataset, split, column)
     name = ", ".join(file.name for file in files) or f"{dataset} ({split})"
-    origin = find_origin(model, parse_fields(set_fields or []))
+    overrides = parse_fields(set_fields or [])
+    origin = find_origin(model, overrides)
+    if overrides and origin.checkpoint is not None:
+        raise ValueError(f"{model} has weights already: {next(iter(overrides))} can no longer be changed")
     settings = RunSettings(
         context=context or origin.config.max_position_embeddings,
         steps=steps,

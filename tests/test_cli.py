@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_gpt import cli, recipes
+from hf_gpt import GPTConfig, cli, recipes
+from hf_gpt.accounting import account
 from hf_gpt.tokenization import train_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
@@ -278,6 +279,11 @@ def test_info(run, saved):
     assert status == 0
     assert "174,604,259,328" in printed
     assert "banded 256" in printed
+    assert (
+        account(GPTConfig.from_pretrained(saved, num_hidden_layers=1)).parameters
+        < account(GPTConfig.from_pretrained(saved)).parameters
+    )
+    assert run("info", saved, "-s", "num_hidden_layers=1")[0] == 0
     for target in (saved, saved / "config.json"):
         assert run("info", target)[0] == 0
     status, printed, _ = run("info", "gpt2", "-s", "num_hidden_layers=3", "--context", 10)
