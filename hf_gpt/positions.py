@@ -77,9 +77,8 @@ class GPTRotaryEmbedding(nn.Module):
     @staticmethod
     def compute_default_rope_parameters(config: GPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
         """The inverse frequencies, theta^(-2i / rotary_dim), and the attention factor, 1."""
-        rope = config.rope_parameters
-        dim = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
-        return 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
+        dim = config.rotary_dim
+        return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
 
     @torch.no_grad()
     @dynamic_rope_update

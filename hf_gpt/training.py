@@ -161,8 +161,10 @@ def train_model(
     )
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    evaluation_loss = trainer.evaluate()["eval_loss"]
-    training_curve = [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log]
+    training_curve, evaluation_curve = curve(trainer, "loss"), curve(trainer, "eval_loss")
+    if not evaluation_curve or evaluation_curve[-1][0] != trainer.state.global_step:
+        trainer.evaluate()
+        evaluation_curve = curve(trainer, "eval_loss")
     report = RunReport(
         parameters=model.num_parameters(),
         training_tokens=len(training_rows) * settings.context,
@@ -170,17 +172,22 @@ def train_model(
         steps=trainer.state.global_step,
         context=settings.context,
         training_loss=sum(loss for _, loss in training_curve) / len(training_curve),
-        evaluation_loss=evaluation_loss,
+        evaluation_loss=evaluation_curve[-1][1],
         unigram_entropy=data.unigram_entropy(),
         seconds=time.monotonic() - started,
         training_curve=training_curve,
-        evaluation_curve=[(log["step"], log["eval_loss"]) for log in trainer.state.log_history if "eval_loss" in log],
+        evaluation_curve=evaluation_curve,
     )
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
     (folder / f"{REPORT}.tmp").write_text(json.dumps(asdict(report), indent=2) + "\n")
     (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # whole, or not there: it says that training has ended
     return report
+
+
+def curve(trainer: Trainer, name: str) -> list[tuple[int, float]]:
+    """What the Trainer logged under a name, with its steps."""
+    return [(log["step"], log[name]) for log in trainer.state.log_history if name in log]
 
 
 def finished_report(folder: Path) -> RunReport | None:
