@@ -18,6 +18,7 @@ def eager_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    s_aux: torch.Tensor | None = None,
     **_,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention as it is written in the paper, with its probabilities: the definition the other backends must equal.
@@ -26,6 +27,7 @@ def eager_attention(
         query: (B, heads, T, head_dim).
         key, value: (B, key_value_heads, keys, head_dim).
         attention_mask: (B, 1, T, keys), added to the scores, or True where a key is seen; None where every key is.
+        s_aux: (heads,), the score of a key without a value: an attention sink.
 
     Returns:
         The output, (B, T, heads, head_dim), and the probabilities, (B, heads, T, keys).
@@ -37,8 +39,10 @@ def eager_attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
+    if s_aux is not None:
+        scores = torch.cat((scores, s_aux[:, None, None].expand(*scores.shape[:-1], 1)), dim=-1)
     precision = torch.promote_types(query.dtype, torch.float32)
-    probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)
+    probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)[..., : key.shape[-2]]
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
@@ -59,7 +63,9 @@ class GPTAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = config.head_dim**-0.5
+        self.scaling = config.attention_scale or config.head_dim**-0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
         self.attention_dropout = config.attention_dropout
         banded = config.attention_patterns[layer_idx] == "banded"
         self.sliding_window = config.sliding_window if banded else None
@@ -69,7 +75,10 @@ class GPTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self.o_proj.writes_to_residual = True  # for its initial weights
+        if config.attention_sinks:  # transformers takes the presence of the attribute for sinks
+            self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.rotate = build_rotation(config)
@@ -102,6 +111,7 @@ class GPTAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
             sliding_window=self.sliding_window,
+            s_aux=self._parameters.get("sinks"),
             **kwargs,
         )
         return self.o_proj(output.reshape(*batch_and_length, -1)), probabilities

@@ -16,6 +16,11 @@ logger = logging.get_logger(__name__)
 LAYER_TYPES = {"dense": "full_attention", "banded": "sliding_attention"}
 ATTENTION_PATTERNS = {layer_type: pattern for pattern, layer_type in LAYER_TYPES.items()}
 
+MLP_LAYER_TYPES = ("dense", "sparse")
+
+# The norms, and what each of them may learn; the first is its default.
+NORM_PARAMETERS = {"layer_norm": ("weight_and_bias", "weight", "none"), "rms_norm": ("weight", "none")}
+
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 # Activations with weights or devices of their own are no part of the lineage.
@@ -51,20 +56,37 @@ def size(default: int | None, least: int = 1) -> Any:
     )
 
 
-def one_of(default: str, choices: tuple[str, ...]) -> Any:
-    return _ruled(default, lambda value: value in choices, f"one of {', '.join(choices)}")
+def one_of(default: str | None, choices: tuple[str, ...]) -> Any:
+    """A name; None, where that is the default, means derived from other fields."""
+    return _ruled(default, lambda value: value in (*choices, default), f"one of {', '.join(choices)}")
 
 
-def flag(default: bool) -> Any:
-    return _ruled(default, lambda value: isinstance(value, bool), "True or False")
+def flag(default: bool | None) -> Any:
+    """True or False; None, where that is the default, means derived from other fields."""
+    optional = default is None
+    return _ruled(
+        default,
+        lambda value: isinstance(value, bool) or (optional and value is None),
+        "True or False" + (" or None" if optional else ""),
+    )
 
 
 def probability() -> Any:
     return _ruled(0.0, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
 
 
-def positive(default: float) -> Any:
-    return _ruled(default, lambda value: _is_number(value) and value > 0, "a positive number")
+def positive(default: float | None) -> Any:
+    """A positive number; None, where that is the default, means derived from other fields."""
+    optional = default is None
+    return _ruled(
+        default,
+        lambda value: (_is_number(value) and value > 0) or (optional and value is None),
+        "a positive number" + (" or None" if optional else ""),
+    )
+
+
+def coefficient(default: float) -> Any:
+    return _ruled(default, lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 
 
 def strings() -> Any:
@@ -81,6 +103,10 @@ def token_id(several: bool = False) -> Any:
         return value is None or (bool(ids) and all(_is_int(item) and item >= 0 for item in ids))
 
     return _ruled(None, holds, "a token id" + (", a list of them" if several else "") + " or None")
+
+
+def mapping() -> Any:
+    return _ruled(None, lambda value: value is None or isinstance(value, dict), "a dict or None")
 
 
 ROPE_PARAMETERS = Rule(
@@ -111,6 +137,10 @@ ROPE_RULES = {
     "mscale_all_dim": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
     "truncate": Rule(lambda value: isinstance(value, bool), "True or False"),
 }
+
+
+def _usual_mlp(num_local_experts: int | None) -> str:
+    return "dense" if num_local_experts is None else "sparse"
 
 
 class GPTConfig(PreTrainedConfig):
@@ -155,7 +185,15 @@ class GPTConfig(PreTrainedConfig):
     head_dim: int | None = size(None)
     """Width of a head; `hidden_size / num_attention_heads` by default (gpt-oss: wider)."""
     attention_bias: bool = flag(True)
-    """Biases on the query, key, value and output projections (Llama: none)."""
+    """Biases on the query, key and value projections (Llama: none)."""
+    attention_output_bias: bool | None = flag(None)
+    """Bias on the output projection; as `attention_bias` by default (GPT-Neo: only this one)."""
+    attention_scale: float | None = positive(None)
+    """Factor on the scores; 1 / sqrt(`head_dim`) by default (GPT-Neo: 1)."""
+    scale_attn_by_inverse_layer_idx: bool = flag(False)
+    """Divide the scores of layer i, counted from 0, by i + 1 (an option of GPT-2)."""
+    attention_sinks: bool = flag(False)
+    """A learned score for each head that takes its share of the probabilities and gives nothing (gpt-oss)."""
     qk_norm: bool = flag(False)
     """Normalise queries and keys over each head before positions are applied."""
     attention_patterns: list[str] | None = strings()
@@ -172,6 +210,9 @@ class GPTConfig(PreTrainedConfig):
     """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
     the type needs, as in transformers. A configuration without rotary positions has no such attribute."""
 
+    position_offset: int = size(0, least=0)
+    """Rows of the learned positions that stand before that of position 0 (OPT: 2)."""
+
     # --- block ---------------------------------------------------------------------------------------------------
     norm_type: str = one_of("layer_norm", ("layer_norm", "rms_norm"))
     """`layer_norm`, or `rms_norm` (Llama, gpt-oss)."""
@@ -179,14 +220,45 @@ class GPTConfig(PreTrainedConfig):
     """Norms before each sub-layer and at the end (`pre`), or after each residual sum (`post`: GPT-1, OPT 350M)."""
     norm_eps: float = positive(1e-5)
     """Added to the variance inside every norm."""
+    norm_parameters: str | None = one_of(None, NORM_PARAMETERS["layer_norm"])
+    """What a norm learns: `weight_and_bias` (the default of `layer_norm`), `weight` (of `rms_norm`) or `none`."""
+    final_norm: bool | None = flag(None)
+    """A norm after the last block; by default where `norm_position` is `pre`."""
     parallel_residual: bool = flag(False)
     """Attention and feed-forward read the same stream and are summed into it at once (GPT-NeoX, GPT-J)."""
-    mlp_type: str = one_of("mlp", ("mlp", "glu"))
-    """`mlp`: down(act(up(x))). `glu`: down(act(gate(x)) * up(x)) (Llama, gpt-oss)."""
+    shared_norm: bool = flag(False)
+    """The two branches of a parallel block read it through one norm (GPT-J)."""
+    mlp_type: str = one_of("mlp", ("mlp", "glu", "clamped_glu"))
+    """`mlp`: down(act(up(x))). `glu`: down(act(gate(x)) * up(x)) (Llama). `clamped_glu`: down(g * sigmoid(alpha * g) *
+    (u + 1)), where g is gate(x) and u is up(x), clamped (gpt-oss)."""
     mlp_bias: bool = flag(True)
     """Biases on the feed-forward projections (Llama: none)."""
     hidden_act: str = one_of("gelu_pytorch_tanh", ACTIVATIONS)
-    """Activation of the feed-forward layer, by its name in transformers; GPT-2's `gelu_new` is `gelu_pytorch_tanh`."""
+    """Activation of the feed-forward layer, by its name in transformers; `clamped_glu` has its own."""
+    swiglu_alpha: float = positive(1.702)
+    """Gain inside the sigmoid of a clamped gate."""
+    swiglu_limit: float = positive(7.0)
+    """Where a clamped gate is cut off above, and what it multiplies on both sides."""
+    lm_head_bias: bool = flag(False)
+    """Bias on the output layer of the language model (GPT-J)."""
+
+    # --- experts -------------------------------------------------------------------------------------------------
+    mlp_layer_types: list[str] | None = strings()
+    """`dense` or `sparse`, one feed-forward layer or experts, for each block; all sparse where there are experts."""
+    num_local_experts: int | None = size(None)
+    """Number of experts in each sparse layer (Mixtral: 8)."""
+    num_experts_per_tok: int = size(2)
+    """How many of them work on each token."""
+    moe_intermediate_size: int | None = size(None)
+    """Width inside an expert; `intermediate_size` by default."""
+    router_bias: bool = flag(False)
+    """Bias on the scores of the experts (gpt-oss)."""
+    router_jitter_noise: float = probability()
+    """In training, the input of a sparse layer is multiplied by a uniform number in 1 plus or minus this (Mixtral)."""
+    router_aux_loss_coef: float = coefficient(0.001)
+    """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
+    output_router_logits: bool = flag(False)
+    """Return the scores of the experts, and count the balancing loss outside of training too."""
 
     # --- training ------------------------------------------------------------------------------------------------
     embedding_dropout: float = probability()
@@ -214,6 +286,8 @@ class GPTConfig(PreTrainedConfig):
     """Begin of text."""
     eos_token_id: int | list[int] | None = token_id(several=True)
     """End of text: generation stops there."""
+    native_fields: dict | None = mapping()
+    """What the configuration of a converted checkpoint said beyond its architecture; export gives it back."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
@@ -259,11 +333,18 @@ class GPTConfig(PreTrainedConfig):
         if not overrides:
             return stored
         hidden, heads = stored.get("hidden_size"), stored.get("num_attention_heads")
-        derived = {"num_key_value_heads": heads, "layer_types": stored.get("layer_types")}
+        derived = {
+            "num_key_value_heads": heads,
+            "layer_types": stored.get("layer_types"),
+            "attention_output_bias": stored.get("attention_bias"),
+            "norm_parameters": NORM_PARAMETERS.get(stored.get("norm_type"), (None,))[0],
+            "final_norm": stored.get("norm_position") == "pre",
+            "moe_intermediate_size": stored.get("intermediate_size"),
+        }
         if hidden is not None and heads is not None:
             derived |= {"embedding_size": hidden, "intermediate_size": 4 * hidden, "head_dim": hidden // heads}
-        if set(stored.get("attention_patterns") or ()) == {"dense"}:
-            derived["attention_patterns"] = stored["attention_patterns"]
+        usual = {"attention_patterns": "dense", "mlp_layer_types": _usual_mlp(stored.get("num_local_experts"))}
+        derived |= {name: stored[name] for name, each in usual.items() if set(stored.get(name) or ()) == {each}}
         return {
             name: value for name, value in stored.items() if name not in derived or value != derived[name]
         } | overrides
@@ -274,11 +355,23 @@ class GPTConfig(PreTrainedConfig):
         self._check_heads()
         self._check_patterns()
         self._drop_idle_window()
+        self._check_experts()
         self._check_token_ids()
         if self.parallel_residual and self.norm_position != "pre":
             raise ValueError(f"parallel_residual=True has no norm_position={self.norm_position!r}: expected 'pre'")
+        if self.shared_norm and not self.parallel_residual:
+            raise ValueError("shared_norm=True has a meaning with parallel_residual=True only")
+        if self.norm_parameters not in (allowed := NORM_PARAMETERS[self.norm_type]):
+            raise ValueError(
+                f"norm_parameters={self.norm_parameters!r} with norm_type={self.norm_type!r}: expected one of "
+                f"{', '.join(allowed)}"
+            )
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size}: sinusoidal positions need an even number")
+        if self.position_offset and self.position_embedding_type != "learned":
+            raise ValueError(
+                f"position_offset={self.position_offset} has a meaning with position_embedding_type='learned' only"
+            )
         if self.position_embedding_type == "rope":
             self._check_rope()
 
@@ -315,6 +408,16 @@ class GPTConfig(PreTrainedConfig):
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.embedding_size = self.embedding_size or self.hidden_size
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
+        if self.norm_parameters is None:
+            self.norm_parameters = NORM_PARAMETERS[self.norm_type][0]
+        if self.final_norm is None:
+            self.final_norm = self.norm_position == "pre"
+        if self.num_local_experts is not None:
+            self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
+        if self.mlp_layer_types is None:
+            self.mlp_layer_types = [_usual_mlp(self.num_local_experts)] * self.num_hidden_layers
 
         if self.attention_patterns is None:
             # An unknown layer type stays as it is, for `_check_patterns` to name.
@@ -326,17 +429,16 @@ class GPTConfig(PreTrainedConfig):
             self.layer_types = [LAYER_TYPES.get(pattern, pattern) for pattern in self.attention_patterns]
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
-        """Heads and feed-forward columns are split, rows summed."""
+        """Heads and feed-forward columns are split, rows summed; experts stay whole on every rank."""
         plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
         if self.qk_norm:  # every rank normalises its own heads with the same weights
             plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
-        if self.mlp_type == "glu":
-            plan["layers.*.mlp.gate_proj"] = "colwise"
-        return plan | {
-            "layers.*.self_attn.o_proj": "rowwise",
-            "layers.*.mlp.up_proj": "colwise",
-            "layers.*.mlp.down_proj": "rowwise",
-        }
+        plan["layers.*.self_attn.o_proj"] = "rowwise"
+        if "dense" in self.mlp_layer_types:
+            if self.mlp_type != "mlp":
+                plan["layers.*.mlp.gate_proj"] = "colwise"
+            plan |= {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
+        return plan
 
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -346,7 +448,11 @@ class GPTConfig(PreTrainedConfig):
             )
 
     def _check_patterns(self) -> None:
-        for name, allowed in (("attention_patterns", LAYER_TYPES), ("layer_types", ATTENTION_PATTERNS)):
+        for name, allowed in (
+            ("attention_patterns", LAYER_TYPES),
+            ("layer_types", ATTENTION_PATTERNS),
+            ("mlp_layer_types", MLP_LAYER_TYPES),
+        ):
             values = getattr(self, name)
             if unknown := [value for value in values if value not in allowed]:
                 raise ValueError(f"{name} holds {unknown[0]!r}: expected {' or '.join(allowed)}")
@@ -361,6 +467,25 @@ class GPTConfig(PreTrainedConfig):
             )
         if "banded" in self.attention_patterns and self.sliding_window is None:
             raise ValueError("sliding_window=None: the banded layers in attention_patterns need a number of keys")
+
+    def _check_experts(self) -> None:
+        experts, sparse = self.num_local_experts, "sparse" in self.mlp_layer_types
+        if sparse and experts is None:
+            raise ValueError("num_local_experts=None: the sparse layers in mlp_layer_types need a number of experts")
+        if not sparse and experts is not None:
+            raise ValueError(
+                f"num_local_experts={experts} without a sparse layer: leave it out, or name the sparse layers in "
+                "mlp_layer_types"
+            )
+        if sparse and self.num_experts_per_tok > experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
+            )
+        if experts is None and self.moe_intermediate_size is not None:
+            raise ValueError(
+                f"moe_intermediate_size={self.moe_intermediate_size} without experts: leave it out, or set "
+                "num_local_experts"
+            )
 
     def _refuse_idle_window(self) -> None:
         if self.sliding_window is not None and "banded" not in self.attention_patterns:

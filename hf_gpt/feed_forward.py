@@ -6,6 +6,39 @@ from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
 
+# Names of one function: the first is written out in transformers, a stored tensor for each step of its formula.
+SAME_FUNCTION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
+
+def build_activation(config: GPTConfig) -> nn.Module:
+    return ACT2FN[SAME_FUNCTION.get(config.hidden_act, config.hidden_act)]
+
+
+class ActivatedGate(nn.Module):
+    """act(gate) * up (Shazeer 2020)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.act_fn = build_activation(config)
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self.act_fn(gate) * up
+
+
+class ClampedGate(nn.Module):
+    """g * sigmoid(alpha * g) * (u + 1), where g is cut off above and u on both sides (gpt-oss)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(gate * self.alpha) * (up + 1)
+
+
+GATES = {"glu": ActivatedGate, "clamped_glu": ClampedGate}
+
 
 class MLP(nn.Module):
     """down(act(up(x))), (B, T, hidden_size) to the same."""
@@ -14,21 +47,23 @@ class MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj.writes_to_residual = True  # for its initial weights
+        self.act_fn = build_activation(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
-class GatedMLP(MLP):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+class GatedMLP(nn.Module):
+    """down(combine(gate(x), up(x)))."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config)
+        super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj.writes_to_residual = True
+        self.combine = GATES[config.mlp_type](config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
-
-
-FEED_FORWARDS = {"mlp": MLP, "glu": GatedMLP}
+        return self.down_proj(self.combine(self.gate_proj(hidden_states), self.up_proj(hidden_states)))

@@ -19,8 +19,8 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
@@ -29,13 +29,14 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
 from .attention_patterns import create_attention_masks
 from .configuration_gpt import GPTConfig
-from .feed_forward import FEED_FORWARDS
-from .losses import per_item
+from .feed_forward import MLP, GatedMLP
+from .losses import balancing_loss, per_item
+from .moe import Experts, SparseMLP, TopKRouter
 from .norms import build_norm
 from .positions import build_positions, check_indices
 
@@ -45,8 +46,15 @@ def build_dropout(probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
+def build_feed_forward(config: GPTConfig, layer_idx: int) -> nn.Module:
+    """Experts, or one plain or gated layer."""
+    if config.mlp_layer_types[layer_idx] == "sparse":
+        return SparseMLP(config)
+    return MLP(config) if config.mlp_type == "mlp" else GatedMLP(config)
+
+
 class GPTBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward round the residual stream; the subclasses are the three orders of the lineage."""
+    """Attention and feed-forward round the residual stream; the subclasses are the orders of the lineage."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -54,10 +62,8 @@ class GPTBlock(GradientCheckpointingLayer):
         self.self_attn_norm = build_norm(config, config.hidden_size)
         self.self_attn = GPTAttention(config, layer_idx)
         self.mlp_norm = build_norm(config, config.hidden_size)
-        self.mlp = FEED_FORWARDS[config.mlp_type](config)
+        self.mlp = build_feed_forward(config, layer_idx)
         self.dropout = build_dropout(config.residual_dropout)
-        for projection in (self.self_attn.o_proj, self.mlp.down_proj):
-            projection.writes_to_residual = True  # for its initial weights
 
     def attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.dropout(self.self_attn(hidden_states, **kwargs)[0])
@@ -83,18 +89,32 @@ class PostNormBlock(GPTBlock):
 
 
 class ParallelBlock(GPTBlock):
-    """GPT-NeoX, GPT-J."""
+    """GPT-NeoX."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         attended = self.attend(self.self_attn_norm(hidden_states), **kwargs)
         return hidden_states + attended + self.feed_forward(self.mlp_norm(hidden_states))
 
 
+class SharedNormBlock(GPTBlock):
+    """GPT-J."""
+
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.mlp_norm = None
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        normed = self.self_attn_norm(hidden_states)
+        return hidden_states + self.attend(normed, **kwargs) + self.feed_forward(normed)
+
+
 def block_class(config: GPTConfig) -> type[GPTBlock]:
     """The order of residual sums and norms that the configuration names."""
     if config.norm_position == "post":
         return PostNormBlock
-    return ParallelBlock if config.parallel_residual else PreNormBlock
+    if config.parallel_residual:
+        return SharedNormBlock if config.shared_norm else ParallelBlock
+    return PreNormBlock
 
 
 class GPTPreTrainedModel(PreTrainedModel):
@@ -103,27 +123,45 @@ class GPTPreTrainedModel(PreTrainedModel):
     config_class = GPTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock"]
+    _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock", "SharedNormBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_set_experts_implementation_cached_value = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": GPTBlock, "attentions": GPTAttention}
+    _can_record_outputs = {
+        "hidden_states": GPTBlock,
+        "attentions": GPTAttention,
+        "router_logits": OutputRecorder(TopKRouter, index=0),
+    }
 
     def __init__(self, config: GPTConfig) -> None:
         config.validate()  # it may have been changed since it was made
         super().__init__(config)
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        return not self.config.attention_sinks  # it would leave them out, and say nothing
+
+    _supports_flash_attn = _supports_sdpa
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights and zero biases; N = 2 x layers projections into the residual stream scaled by 1 / sqrt(N), so
         that their sum keeps the variance of one (GPT-2, section 2.3)."""
         super()._init_weights(module)
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         if getattr(module, "writes_to_residual", False):
-            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=residual_std)
+        if isinstance(module, GPTAttention) and self.config.attention_sinks:
+            init.normal_(module.sinks, mean=0.0, std=std)
+        if isinstance(module, Experts):
+            init.normal_(getattr(module, module.first), mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=residual_std)
+            if module.has_bias:
+                init.zeros_(getattr(module, f"{module.first}_bias"))
+                init.zeros_(module.down_proj_bias)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -171,7 +209,7 @@ class GPTModel(GPTPreTrainedModel):
         self.dropout = build_dropout(config.embedding_dropout)
         block = block_class(config)
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
-        self.norm = build_norm(config, width) if config.norm_position == "pre" else nn.Identity()
+        self.norm = build_norm(config, width) if config.final_norm else nn.Identity()
         self.project_out = nn.Linear(width, embedding, bias=False) if projected else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
@@ -187,7 +225,7 @@ class GPTModel(GPTPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> MoeModelOutputWithPast:
         """Run the decoder.
 
         Args:
@@ -201,7 +239,7 @@ class GPTModel(GPTPreTrainedModel):
 
         Returns:
             `last_hidden_state` of (B, T, embedding_size), and what was asked for by `use_cache`,
-            `output_hidden_states` and `output_attentions`.
+            `output_hidden_states`, `output_attentions` and `output_router_logits`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; a token id outside the vocabulary, or a
@@ -233,7 +271,7 @@ class GPTModel(GPTPreTrainedModel):
                 **kwargs,
             )
         hidden_states = self.project_out(self.norm(hidden_states))
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def blocks_to_run(self) -> Iterable[GPTBlock]:
         """All blocks, or what layerdrop leaves of them in training."""
@@ -268,7 +306,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        sparse = "sparse" in config.mlp_layer_types
+        self.balances_in_training = sparse and config.router_aux_loss_coef > 0
         self.post_init()
 
     @can_return_tuple
@@ -283,7 +323,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast:
         """Predict the token after each one; the arguments are those of `GPTModel`, and:
 
         Args:
@@ -291,8 +331,12 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             logits_to_keep: make logits of the last so many positions only (0: of all), or of these indices.
 
         Returns:
-            `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels.
+            `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels. Of a
+            mixture of experts also `aux_loss`, which `loss` includes by `router_aux_loss_coef`: in training, or where
+            `output_router_logits` asks for it.
         """
+        if self.balances_in_training and self.training:
+            kwargs["output_router_logits"] = True
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -307,12 +351,20 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        aux_loss = None
+        if outputs.router_logits:
+            aux_loss = balancing_loss(outputs.router_logits, attention_mask, self.config)
+            if labels is not None:
+                balance = per_item(aux_loss, labels, kwargs.get("num_items_in_batch"))
+                loss = loss + self.config.router_aux_loss_coef * balance
+        return MoeCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
         )
 
 

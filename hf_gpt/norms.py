@@ -4,9 +4,11 @@ from torch import nn
 
 from .configuration_gpt import GPTConfig
 
-NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
-
 
 def build_norm(config: GPTConfig, width: int) -> nn.Module:
     """The configured norm over the last dimension, of `width`."""
-    return NORMS[config.norm_type](width, eps=config.norm_eps)
+    weight = config.norm_parameters != "none"
+    if config.norm_type == "rms_norm":
+        return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=weight)
+    bias = config.norm_parameters == "weight_and_bias"
+    return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=weight, bias=bias)

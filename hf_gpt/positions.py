@@ -33,11 +33,13 @@ class LearnedPositions(nn.Embedding):
     """One trained vector for each position up to `max_position_embeddings` (GPT-1, section 3.1)."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config.max_position_embeddings, config.hidden_size)
+        super().__init__(config.position_offset + config.max_position_embeddings, config.hidden_size)
+        self.limit = config.max_position_embeddings
+        self.offset = config.position_offset
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        check_indices("position_ids", position_ids, "max_position_embeddings", self.num_embeddings)
-        return hidden_states + super().forward(position_ids)
+        check_indices("position_ids", position_ids, "max_position_embeddings", self.limit)
+        return hidden_states + super().forward(position_ids + self.offset if self.offset else position_ids)
 
 
 class SinusoidalPositions(nn.Module):

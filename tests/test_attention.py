@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import make_config, make_model, random_ids
+from tiny import IMPLEMENTATIONS, make_config, make_model, random_ids
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -15,8 +15,8 @@ from hf_gpt.attention_patterns import create_attention_masks
 LENGTH = 9
 
 
-def definition(query, key, value, allowed, scaling):
-    """softmax(q k / sqrt(d)) v over the allowed keys, one query at a time. (B, T, heads, head_dim)"""
+def definition(query, key, value, allowed, scaling, sinks=None):
+    """softmax(q k / sqrt(d)) v over the allowed keys and the sink, one query at a time. (B, T, heads, head_dim)"""
     batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
     output = torch.zeros_like(query)
@@ -26,8 +26,10 @@ def definition(query, key, value, allowed, scaling):
             for q in range(length):
                 seen = allowed[b, q].nonzero().flatten()
                 if len(seen):
-                    weights = (keys[seen] @ query[b, h, q] * scaling).softmax(0)
-                    output[b, h, q] = weights @ values[seen]
+                    scores = keys[seen] @ query[b, h, q] * scaling
+                    if sinks is not None:
+                        scores = torch.cat((scores, sinks[h : h + 1]))
+                    output[b, h, q] = scores.softmax(0)[: len(seen)] @ values[seen]
     return output.transpose(1, 2)
 
 
@@ -74,16 +76,40 @@ def test_implementations_equal_the_definition(implementation, heads, side, patte
     assert (actual.double() - expected)[seen].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_sinks_equal_the_definition(side):
+    config = make_config(attention_sinks=True, num_key_value_heads=2)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 3, 2, LENGTH, 8, generator=generator, dtype=torch.float64)
+    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
+    mask = padding(side)
+    config._attn_implementation = "eager"
+    masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), mask, None)
+    arguments = [part.float() for part in (query, key, value)]
+    module = GPTAttention(config, 0).eval()
+    actual, _ = eager_attention(module, *arguments, masks["dense"], scaling=0.3, s_aux=sinks.float())
+    expected = definition(query, key, value, visible(mask), 0.3, sinks)
+    assert (actual.double() - expected)[mask.bool()].abs().max() < 1e-6
+
+
+def test_sinks_are_never_dropped_in_silence():
+    assert make_model("gpt_oss").config._attn_implementation == "eager"
+    for implementation in ("sdpa", "flash_attention_2"):
+        with pytest.raises((ValueError, ImportError), match="does not support"):
+            make_model("gpt_oss", attention=implementation)
+
+
 @pytest.fixture
 def kernel_by_definition(monkeypatch):
     """FlashAttention's contract on a machine without it: no mask or one of padding, a window, causal from the right."""
 
-    def attend(module, query, key, value, attention_mask, scaling, sliding_window=None, dropout=0.0, **_):
+    def attend(module, query, key, value, attention_mask, scaling, sliding_window=None, dropout=0.0, s_aux=None, **_):
         keys, length = key.shape[2], query.shape[2]
         mask = torch.ones(query.shape[0], keys) if attention_mask is None else attention_mask
         assert mask.shape == (query.shape[0], keys)
         allowed = visible(mask, sliding_window or math.inf)[:, keys - length :]
-        return definition(query, key, value, allowed, scaling), None
+        return definition(query, key, value, allowed, scaling, s_aux), None
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", attend)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
@@ -104,7 +130,7 @@ def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, s
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
 def test_a_padded_row_equals_itself_without_padding(variant, implementation, side):
     model = make_model(variant, attention=implementation)
     ids, mask = random_ids(3, LENGTH), padding(side)
@@ -123,7 +149,7 @@ CACHES = {
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("side", ["none", "left"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
 def test_token_by_token_equals_one_forward(variant, implementation, side, cache):
     check_token_by_token(make_model(variant, attention=implementation), padding(side), cache)
 
@@ -165,7 +191,7 @@ def test_prefill_in_chunks_equals_one_forward(variant, chunk):
     assert torch.allclose(torch.cat(parts, dim=1)[mask.bool()], logits(model, ids, mask)[mask.bool()], atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
 def test_packed_sequences_do_not_see_each_other(variant, implementation):
     model = make_model(variant, attention=implementation)
     lengths = [4, 7, 2]
@@ -190,8 +216,9 @@ def test_gradients_agree(variant, side):
     predicted_by_padding = mask.diff(dim=1, prepend=torch.ones(3, 1, dtype=torch.long)) == 1
     labels = ids.masked_fill((mask == 0) | predicted_by_padding, -100)
     gradients = []
-    for implementation in ("eager", "sdpa"):
+    for implementation in ("eager", None):
         model = make_model(variant, attention=implementation).double()
+        model.set_experts_implementation("eager")  # the others have no float64
         model(ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for expected, actual in zip(*gradients, strict=True):

@@ -35,7 +35,53 @@ VARIANTS = {
     },
     "factorised": {"embedding_size": 24},
     "banded": {"attention_patterns": ["banded", "dense"], "sliding_window": 4},
+    "gptj": {
+        "parallel_residual": True,
+        "shared_norm": True,
+        "attention_bias": False,
+        "lm_head_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "bare": {
+        "position_embedding_type": "learned",
+        "position_offset": 2,
+        "attention_bias": False,
+        "attention_output_bias": True,
+        "attention_scale": 1.0,
+        "scale_attn_by_inverse_layer_idx": True,
+        "norm_parameters": "none",
+        "final_norm": False,
+    },
+    "mixtral": {
+        "norm_type": "rms_norm",
+        "mlp_type": "glu",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_local_experts": 4,
+        "mlp_layer_types": ["sparse", "dense"],
+        "moe_intermediate_size": 24,
+    },
+    "gpt_oss": {
+        "norm_type": "rms_norm",
+        "mlp_type": "clamped_glu",
+        "attention_sinks": True,
+        "attention_patterns": ["banded", "dense"],
+        "sliding_window": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+        "router_bias": True,
+    },
 }
+
+
+# Attention sinks would be left out by sdpa: it is refused there.
+IMPLEMENTATIONS = [
+    (variant, implementation)
+    for variant, fields in VARIANTS.items()
+    for implementation in ("eager", "sdpa")
+    if implementation == "eager" or not fields.get("attention_sinks")
+]
 
 
 def make_config(variant: str = "default", **overrides) -> GPTConfig:
