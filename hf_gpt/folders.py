@@ -6,6 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def partial_of(out: Path | str) -> Path:
+    """Where an unfinished `out` is."""
+    out = Path(out).resolve()
+    return out.with_name(out.name + ".partial")
+
+
 @contextmanager
 def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | None = None) -> Iterator[Path]:
     """Write into `OUT.partial`, which becomes `out` when the block ends well.
@@ -20,8 +26,7 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
             is touched.
         FileNotFoundError: `resume` is set, but nothing was left to continue.
     """
-    out = Path(out).resolve()
-    partial = out.with_name(out.name + ".partial")
+    out, partial = Path(out).resolve(), partial_of(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder: choose another output folder")
     if resume and not partial.is_dir():

@@ -1,0 +1,183 @@
+"""Weight files of a folder: what is in them, read a tensor at a time; and sharded safetensors, written so."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Checkpoint:
+    """The tensors of a model in one folder, safetensors before pickles. Opening it reads headers alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _weight_files(folder)
+        self.meta: dict[str, torch.Tensor] = {}
+        """Shape and dtype of every tensor, on the meta device."""
+        self._readers: dict[str, Callable[[str], torch.Tensor]] = {}
+        for file in self.files:
+            open_file = _open_safetensors if file.suffix == ".safetensors" else _open_pickle
+            tensors, read = open_file(file)
+            self.meta |= tensors
+            self._readers |= dict.fromkeys(tensors, read)
+
+    def rename(self, new_name: Callable[[str], str]) -> None:
+        """Know every tensor by another name."""
+        old_names = {new_name(name): name for name in self.meta}
+        readers = self._readers
+        self.meta = {new: self.meta[old] for new, old in old_names.items()}
+        self._readers = {new: lambda _, old=old: readers[old](old) for new, old in old_names.items()}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Leave tensors out."""
+        for name in names:
+            del self.meta[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, as it is stored.
+
+        Raises:
+            ValueError: it holds NaN or infinity.
+        """
+        tensor = self._readers[name](name)
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ValueError(f"{name} in {self.folder} holds NaN or infinity")
+        return tensor
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / index).is_file():
+            return _indexed_files(folder / index)
+        if (folder / single).is_file():
+            return [folder / single]
+    if pickles := sorted(folder.glob("*.pt")):
+        if len(pickles) > 1:
+            raise ValueError(f"{folder} holds {', '.join(file.name for file in pickles)}: expected one checkpoint")
+        return pickles
+    raise FileNotFoundError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME}, its index, or {WEIGHTS_NAME}")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} is no index of weight files: expected a weight_map") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index} points outside its folder: {name!r}")
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(f"{index} names {name}, which is not there")
+    return [index.parent / name for name in names]
+
+
+def _open_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
+    def read(name: str) -> torch.Tensor:
+        with safe_open(file, framework="pt") as opened:  # closed again: mapped pages count as memory
+            return opened.get_tensor(name)
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 no mapping
+            return {name: _meta_of(each, f"{name} in {file}") for name, each in slices.items()}, read
+    except SafetensorError as error:
+        raise OSError(f"{file} is truncated or damaged: {error}") from None
+
+
+def _meta_of(stored: Any, where: str) -> torch.Tensor:
+    if stored.get_dtype() not in DTYPES:
+        raise ValueError(f"{where} is of type {stored.get_dtype()}: expected one of {', '.join(DTYPES)}")
+    return torch.empty(stored.get_shape(), dtype=DTYPES[stored.get_dtype()], device="meta")
+
+
+def _open_pickle(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
+    tensors = load_pickle(file)
+    tensors = tensors.get("model", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file} is no dict of tensors")
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__
+
+
+def load_pickle(file: Path) -> Any:
+    """Tensors and plain containers of a pickle; nothing in it is run, and storages are mapped, not read.
+
+    Raises:
+        ValueError: it holds anything else.
+        OSError: it is truncated or damaged.
+    """
+    with open(file, "rb") as opened:
+        zipped = opened.read(4) == b"PK\x03\x04"  # older files cannot be mapped
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{file} is refused: it holds more than tensors and plain values ({reason})") from None
+    except (RuntimeError, EOFError) as error:
+        raise OSError(f"{file} is truncated or damaged: {error}") from None
+
+
+class Weights(NamedTuple):
+    """Tensors to be written, made one at a time."""
+
+    meta: dict[str, torch.Tensor]
+    """Shape and dtype of each, on the meta device."""
+    make: Callable[[str], torch.Tensor]
+    """Gives one by its name."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the token embeddings, the first."""
+        return next(iter(self.meta.values())).dtype
+
+
+Track = Callable[[Iterable[str]], Iterable[str]]  # wraps the names of tensors as they are made, for a progress bar
+
+
+def write_shards(folder: Path, weights: Weights, max_shard_size: int | str, track: Track) -> None:
+    """Write safetensors a shard at a time; complete shards of an earlier, interrupted call are kept.
+
+    Raises:
+        OSError: the disk is full. Known beforehand where it can be.
+    """
+    plan = split_torch_state_dict_into_shards(weights.meta, max_shard_size=max_shard_size)
+    shards = {file: names for file, names in plan.filename_to_tensors.items() if not (folder / file).exists()}
+    needed = sum(weights.meta[name].nbytes for names in shards.values() for name in names)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"no disk left for {folder}: {needed:,} bytes needed, {free:,} free")
+    names = iter(track([name for names in shards.values() for name in names]))
+    for file, shard in shards.items():
+        tensors = {name: _own(weights.make(name)) for name, _ in zip(shard, names, strict=False)}
+        unfinished = folder / f"{file}.unfinished"
+        try:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder / file} could not be written: {error}") from None
+        unfinished.rename(folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy without the mapped file behind it, contiguous as safetensors asks."""
+    return tensor.clone(memory_format=torch.contiguous_format)

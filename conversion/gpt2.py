@@ -1,0 +1,76 @@
+"""GPT-2 (Radford et al. 2019), as `GPT2LMHeadModel` stores it."""
+
+from ..configuration_gpt import GPTConfig
+from .family import TOKEN_IDS, Family
+from .storage import Fields, Storage
+from .weights import CONV1D, QKV, rule
+
+BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
+Q_K_V = tuple(f"{OURS}self_attn.{part}_proj.*" for part in "qkv")
+
+# The block of GPT-1, GPT-2 and nanoGPT; two of them store linear layers transposed.
+CONV1D_BLOCK = (
+    rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
+    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, CONV1D, QKV),
+    rule(f"{BLOCK}attn.c_proj.*", f"{OURS}self_attn.o_proj.*", CONV1D),
+    rule(f"{BLOCK}ln_2.*", f"{OURS}mlp_norm.*"),
+    rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*", CONV1D),
+    rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*", CONV1D),
+)
+
+WEIGHTS = (
+    rule("transformer.wte.weight", "model.embed_tokens.weight"),
+    rule("transformer.wpe.weight", "model.embed_positions.weight"),
+    *CONV1D_BLOCK,
+    rule("transformer.ln_f.*", "model.norm.*"),
+    rule("lm_head.weight", "lm_head.weight"),
+)
+
+
+def read(native: Fields) -> Fields:
+    return {"attention_scale": None if native["scale_attn_weights"] else 1.0}
+
+
+def write(config: GPTConfig) -> Fields:
+    return {
+        "scale_attn_weights": config.attention_scale != 1.0,
+        "add_cross_attention": False,
+        "reorder_and_upcast_attn": False,
+    }
+
+
+def canonical(native: Fields) -> Fields:
+    return native | {"n_inner": native["n_inner"] or 4 * native["n_embd"]}
+
+
+GPT2 = Family(
+    name="gpt2",
+    storage=Storage("gpt2"),
+    fields=TOKEN_IDS
+    | {
+        "vocab_size": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "activation_function": "hidden_act",
+        "resid_pdrop": "residual_dropout",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "layer_norm_epsilon": "norm_eps",
+        "initializer_range": "initializer_range",
+        "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
+        "use_cache": "use_cache",
+        "tie_word_embeddings": "tie_word_embeddings",
+    },
+    constants={"position_embedding_type": "learned"},
+    read=read,
+    write=write,
+    canonical=canonical,
+    aside=frozenset(
+        f"summary_{part}" for part in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
+    ),
+    layouts=(WEIGHTS,),
+    bare_prefix="transformer.",
+)

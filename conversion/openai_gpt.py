@@ -1,0 +1,56 @@
+"""GPT-1 (Radford et al. 2018), as `OpenAIGPTLMHeadModel` stores it."""
+
+from ..configuration_gpt import GPTConfig
+from .family import TOKEN_IDS, Family
+from .gpt2 import CONV1D_BLOCK, GPT2
+from .storage import Fields, Storage
+from .weights import rule
+
+# Its activations by their names there: what it calls GELU is the approximation by tanh.
+ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "swish"}
+NATIVE_ACTIVATIONS = {ours: native for native, ours in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu"}
+
+
+def read(native: Fields) -> Fields:
+    if native["afn"] not in ACTIVATIONS:
+        raise ValueError(f"afn={native['afn']!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return {"hidden_act": ACTIVATIONS[native["afn"]]}
+
+
+def write(config: GPTConfig) -> Fields:
+    if config.hidden_act not in NATIVE_ACTIVATIONS:
+        raise ValueError(f"hidden_act={config.hidden_act!r} cannot be expressed by openai-gpt")
+    return {"afn": NATIVE_ACTIVATIONS[config.hidden_act]}
+
+
+OPENAI_GPT = Family(
+    name="openai-gpt",
+    storage=Storage("openai-gpt"),
+    fields=TOKEN_IDS
+    | {
+        "vocab_size": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "resid_pdrop": "residual_dropout",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "layer_norm_epsilon": "norm_eps",
+        "initializer_range": "initializer_range",
+        "tie_word_embeddings": "tie_word_embeddings",
+    },
+    constants={"position_embedding_type": "learned", "norm_position": "post"},
+    read=read,
+    write=write,
+    aside=GPT2.aside,
+    layouts=(
+        (
+            rule("transformer.tokens_embed.weight", "model.embed_tokens.weight"),
+            rule("transformer.positions_embed.weight", "model.embed_positions.weight"),
+            *CONV1D_BLOCK,
+            rule("lm_head.weight", "lm_head.weight"),
+        ),
+    ),
+    bare_prefix="transformer.",
+)

@@ -1,0 +1,31 @@
+"""Where a checkpoint comes from: a folder, or a repository on the Hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+PICKLES = (".bin", ".bin.index.json", ".pt")
+OTHERS = (".json", ".txt", ".jinja", ".tiktoken", ".model", ".bpe")
+
+
+def locate(source: str | Path) -> Path:
+    """The folder itself, or that of a download: safetensors where there are any, and no subfolders.
+
+    Raises:
+        FileNotFoundError: there is neither such a folder nor such a repository.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists():
+        raise FileNotFoundError(f"{source} is a file: expected the folder that holds it")
+    try:
+        files = [name for name in HfApi().list_repo_files(str(source)) if "/" not in name]
+    except HFValidationError:
+        raise FileNotFoundError(f"{source} is no folder") from None
+    except OfflineModeIsEnabled:
+        return Path(snapshot_download(str(source), local_files_only=True))
+    weights = [name for name in files if name.endswith(WEIGHTS)] or [name for name in files if name.endswith(PICKLES)]
+    others = [name for name in files if name.endswith(OTHERS) and not name.endswith(WEIGHTS + PICKLES)]
+    return Path(snapshot_download(str(source), allow_patterns=weights + others))

@@ -1,0 +1,61 @@
+"""The tokenizer beside a checkpoint goes with it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME
+
+from ..tokenization import tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
+
+TOKENIZER = "tokenizer.json"
+# What stands beside it, in one checkpoint or another.
+BESIDE = (
+    *(TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "tokenizer.model"),
+)
+# OpenAI's own files: a vocabulary, and the merges.
+PAIRS = (
+    ("encoder.json", "vocab.bpe"),
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+    ("vocab.json", "merges.txt"),
+)
+
+
+def carry_tokenizer(source: Path, out: Path) -> bool:
+    """Put the tokenizer of `source` into `out` as a stock tokenizer.json. False where there is none.
+
+    An existing tokenizer.json is copied as it is, with what stands beside it.
+    """
+    if (source / TOKENIZER).is_file():
+        for name in (TOKENIZER, *BESIDE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+        _name_its_class(source, out)
+        return True
+    tokenizer = _build(source)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    return tokenizer is not None
+
+
+def _build(source: Path) -> PreTrainedTokenizerBase | None:
+    for ranks in sorted(source.glob("*.tiktoken")):
+        return tokenizer_from_tiktoken(ranks, ranks.stem)
+    native = (source / CONFIG_NAME).is_file() and any((source / name).is_file() for name in BESIDE)
+    for vocabulary, merges in PAIRS:
+        openai = vocabulary != "vocab.json"
+        if (source / vocabulary).is_file() and (source / merges).is_file() and (openai or not native):
+            return tokenizer_from_vocab_and_merges(source / vocabulary, source / merges)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False) if native else None
+
+
+def _name_its_class(source: Path, out: Path) -> None:
+    # Where it is not named, AutoTokenizer asks the model type, which is another one now.
+    settings = out / TOKENIZER_CONFIG_FILE
+    stored = json.loads(settings.read_text()) if settings.is_file() else {}
+    if "tokenizer_class" not in stored:
+        stored["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
+        settings.write_text(json.dumps(stored, indent=2) + "\n")
