@@ -2,5 +2,6 @@
 
 from .engine import convert, export
 from .families import FAMILIES
+from .verification import verify
 
-__all__ = ["FAMILIES", "convert", "export"]
+__all__ = ["FAMILIES", "convert", "export", "verify"]

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,13 +167,14 @@ def write_shards(folder: Path, weights: Weights, max_shard_size: int | str, trac
         raise OSError(f"no disk left for {folder}: {needed:,} bytes needed, {free:,} free")
     names = iter(track([name for names in shards.values() for name in names]))
     for file, shard in shards.items():
-        tensors = {name: _own(weights.make(name)) for name, _ in zip(shard, names, strict=False)}
+        tensors = {name: _own(weights.make(name)) for name in islice(names, len(shard))}
         unfinished = folder / f"{file}.unfinished"
         try:
             save_file(tensors, unfinished, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / file} could not be written: {error}") from None
         unfinished.rename(folder / file)
+    next(names, None)  # the progress bar learns that this was all
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")

@@ -111,7 +111,7 @@ class Family:
             raise ValueError(f"{self._in_native_words(str(error))} (a {self.name} configuration)") from None
 
     def _write(self, config: GPTConfig) -> Fields:
-        return {name: getattr(config, ours) for name, ours in self.fields.items()} | self.write(config)
+        return {name: getattr(config, ours, None) for name, ours in self.fields.items()} | self.write(config)
 
     def _canonical(self, native: Fields) -> Fields:
         """Also without token ids beyond the vocabulary: they never occur."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from .configuration_gpt import GPTConfig
 from .modeling_gpt import GPTForCausalLM
+from .moe import Experts
 
 
 class LayerAccount(NamedTuple):
@@ -20,6 +21,7 @@ class Account(NamedTuple):
     """Costs of a language model at a context length and for one cache dtype."""
 
     parameters: int
+    active_parameters: int  # those that work on one token: of the experts, the chosen ones
     forward_flops_per_token: float  # mean over the context; a multiplication and an addition are two
     layers: list[LayerAccount]
 
@@ -48,7 +50,10 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
     context = context or config.max_position_embeddings
     with torch.device("meta"):
         model = GPTForCausalLM(config)
-    multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for module in model.modules() if isinstance(module, Experts) for p in module.parameters())
+    chosen = experts * config.num_experts_per_tok // (config.num_local_experts or 1)
+    multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)) + chosen
 
     per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
     layers, keys_seen = [], 0.0
@@ -58,4 +63,4 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
         keys_seen += (window * (window + 1) / 2 + (context - window) * window) / context
         layers.append(LayerAccount(pattern, sum(p.numel() for p in block.parameters()), per_token, window))
     attention = 4 * config.num_attention_heads * config.head_dim * keys_seen  # scores, and the sum of values
-    return Account(sum(p.numel() for p in model.parameters()), 2 * multiplied + attention, layers)
+    return Account(total, total - experts + chosen, 2 * multiplied + attention, layers)

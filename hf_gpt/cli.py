@@ -16,6 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from .accounting import account
 from .configuration_gpt import GPTConfig
+from .conversion import FAMILIES, convert, export
+from .conversion import verify as verify_conversion
+from .conversion.engine import SHARD_SIZE
+from .conversion.families import recognise
+from .conversion.sources import locate
 from .corpus import read_dataset, read_files, standard_library_documentation
 from .folders import new_folder
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
@@ -31,10 +36,14 @@ app = typer.Typer(
 )
 console = Console()
 
+MOST_RELATIVE_DIFFERENCE = 1e-3  # between the logits of a model and of its conversion: beyond rounding in any depth
+
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
 Text = Annotated[list[Path] | None, typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of the same settings.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Load both sides afterwards, and compare their logits.")]
+ShardSize = Annotated[str, typer.Option(help="Most bytes in a file of weights; memory follows it.")]
 Seed = Annotated[int, typer.Option(help="Seed of initial weights, order of the data and sampling.")]
 Set = Annotated[
     list[str] | None,
@@ -194,6 +203,36 @@ def generate(
             print(written)
 
 
+@app.command("convert")
+def convert_command(
+    src: Annotated[str, typer.Argument(help="Folder or Hub id of a native checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be new, or empty.")],
+    verify: Verify = False,
+    max_shard_size: ShardSize = SHARD_SIZE,
+) -> None:
+    """Make a model of hf_gpt from a native checkpoint; its family is recognised. Run again, it goes on where it was."""
+    family = recognise(locate(src)).name
+    convert(src, out, max_shard_size=max_shard_size, show_progress=True)
+    console.print(f"{out}: hf_gpt, from {family}")
+    if verify:
+        print_verification(ours=out, native=src, family=family)
+
+
+@app.command("export")
+def export_command(
+    src: Annotated[str, typer.Argument(help="Folder or Hub id of a model of hf_gpt.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be new, or empty.")],
+    to: Annotated[str, typer.Option(metavar="FAMILY", help=f"One of {', '.join(FAMILIES)}.")],
+    verify: Verify = False,
+    max_shard_size: ShardSize = SHARD_SIZE,
+) -> None:
+    """Make a native checkpoint from a model of hf_gpt, or say what the family cannot express."""
+    export(src, out, to, max_shard_size=max_shard_size, show_progress=True)
+    console.print(f"{out}: {to}, from hf_gpt")
+    if verify:
+        print_verification(ours=src, native=out, family=to)
+
+
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A preset, a config.json, or a folder of a model.")],
@@ -207,6 +246,8 @@ def info(
 
     table = Table(title=model, show_header=False)
     table.add_row("parameters", f"{costs.parameters:,}")
+    if costs.active_parameters != costs.parameters:
+        table.add_row("active parameters", f"{costs.active_parameters:,}")
     table.add_row("FLOPs per token, forward", f"{costs.forward_flops_per_token:,.0f}")
     table.add_row("FLOPs per token, training", f"{costs.training_flops_per_token:,.0f}")
     table.add_row("cache bytes per token", f"{costs.cache_bytes_per_token:,}")
@@ -224,10 +265,32 @@ def info(
             str(config.num_attention_heads),
             str(config.num_key_value_heads),
             str(config.head_dim),
-            f"{config.mlp_type} {config.intermediate_size}",
+            describe_feed_forward(config, index),
             f"{layer.parameters:,}",
         )
     console.print(layers)
+
+
+def describe_feed_forward(config: GPTConfig, layer: int) -> str:
+    if config.mlp_layer_types[layer] == "dense":
+        return f"{config.mlp_type} {config.intermediate_size}"
+    experts = f"{config.num_experts_per_tok} of {config.num_local_experts}"
+    return f"{experts} x {config.mlp_type} {config.moe_intermediate_size}"
+
+
+def print_verification(ours: Path | str, native: Path | str, family: str) -> None:
+    """Compare both sides of a conversion.
+
+    Raises:
+        RuntimeError: they do not compute the same.
+    """
+    differences = verify_conversion(ours, native, family)
+    for name, difference in differences.items():
+        console.print(
+            f"{name}: largest difference {difference.largest:.2e}, {difference.relative:.1e} of the largest logit"
+        )
+    if max(difference.relative for difference in differences.values()) > MOST_RELATIVE_DIFFERENCE:
+        raise RuntimeError(f"{ours} and {native} do not compute the same")
 
 
 def print_outcome(out: Path, outcome: Outcome) -> None:
