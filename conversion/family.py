@@ -69,11 +69,12 @@ class Family:
         Raises:
             ValueError: a field means something that we cannot express. The message names it.
         """
-        canonical = self._canonical(native)
-        config = self._read(canonical)
+        meant = self._canonical(native)
+        config = self._read(meant)
         back = self._write(config)
-        for name, value in canonical.items():
-            if name not in self.aside and back.get(name) != value:
+        meant_back = self._canonical(back)
+        for name, value in meant.items():
+            if name not in self.aside and meant_back.get(name) != value:
                 raise ValueError(f"{name}={value!r} in the configuration of this {self.name} has no equal in hf_gpt")
         said_otherwise = {name: value for name, value in native.items() if back.get(name) != value}
         config.native_fields = {"model_type": self.name, **said_otherwise, **(extras or {})}
@@ -98,8 +99,9 @@ class Family:
             logger.warning(f"{self.name} has no {field.name}={ours!r}: left out; the model computes the same")
         kept = dict(config.native_fields or {})
         if kept.pop("model_type", None) == self.name:
-            for name, value in kept.items():  # unless the model was changed in between
-                if name in self.aside or self._canonical(native | {name: value}) == self._canonical(native):
+            for name, value in kept.items():
+                unchanged = name not in native or self._canonical(native | {name: value}) == self._canonical(native)
+                if unchanged:  # since the conversion
                     native[name] = value
         return native
 

@@ -10,24 +10,20 @@ from .weights import rule
 BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
 PATTERNS = {"global": "dense", "local": "banded"}
 TYPES = {pattern: attention_type for attention_type, pattern in PATTERNS.items()}
-IDLE_WINDOW = 256  # the native default, where no layer is local
 
 
 def canonical(native: Fields) -> Fields:
     layers = GPTNeoConfig.expand_attention_types_params(native["attention_types"])
     return native | {
         "attention_types": [[layers, 1]],
-        "window_size": native["window_size"] if "local" in layers else IDLE_WINDOW,
+        "window_size": native["window_size"] if "local" in layers else None,
         "intermediate_size": native["intermediate_size"] or 4 * native["hidden_size"],
     }
 
 
 def read(native: Fields) -> Fields:
-    ((layers, _),) = canonical(native)["attention_types"]
-    return {
-        "attention_patterns": [PATTERNS.get(layer, layer) for layer in layers],
-        "sliding_window": native["window_size"] if "local" in layers else None,
-    }
+    layers = GPTNeoConfig.expand_attention_types_params(native["attention_types"])
+    return {"attention_patterns": [PATTERNS.get(layer, layer) for layer in layers]}
 
 
 def write(config: GPTConfig) -> Fields:
@@ -35,7 +31,7 @@ def write(config: GPTConfig) -> Fields:
     period = next(n for n in range(1, len(layers) + 1) if layers == layers[:n] * (len(layers) // n))
     return {
         "attention_types": [[layers[:period], len(layers) // period]],
-        "window_size": config.sliding_window or IDLE_WINDOW,
+        "window_size": config.sliding_window or GPTNeoConfig.window_size,
     }
 
 
@@ -50,6 +46,7 @@ GPT_NEO = Family(
         "num_layers": "num_hidden_layers",
         "num_heads": "num_attention_heads",
         "intermediate_size": "intermediate_size",
+        "window_size": "sliding_window",
         "activation_function": "hidden_act",
         "resid_dropout": "residual_dropout",
         "embed_dropout": "embedding_dropout",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -48,7 +49,10 @@ class Storage:
                 f"quantization_config: weights quantised by {quantised} cannot be converted, plain ones can"
             )
         native = CONFIG_MAPPING[self.model_type]
-        config = native.from_dict({name: value for name, value in stored.items() if name != "quantization_config"})
+        try:
+            config = native.from_dict({name: value for name, value in stored.items() if name != "quantization_config"})
+        except (StrictDataclassError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / CONFIG_NAME} is no configuration of {self.model_type}: {error}") from None
         common = {field.name for field in declared(PreTrainedConfig)}
         values = {field.name: getattr(config, field.name) for field in declared(native) if field.name not in common}
         values |= {name: getattr(config, name) for name in ("tie_word_embeddings",) if hasattr(config, name)}

@@ -145,6 +145,12 @@ class GPTPreTrainedModel(PreTrainedModel):
 
     _supports_flash_attn = _supports_sdpa
 
+    def _grouped_mm_can_dispatch(self) -> bool:
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if (getattr(self.config, name) or 0) % 8:
+                raise ValueError(f"{name}={getattr(self.config, name)}: grouped_mm expects multiples of 8")
+        return super()._grouped_mm_can_dispatch()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights and zero biases; N = 2 x layers projections into the residual stream scaled by 1 / sqrt(N), so
