@@ -80,11 +80,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} is no index of weight files: expected a weight_map") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name:
             raise ValueError(f"{index} points outside its folder: {name!r}")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index} names {name}, which is not there")

@@ -87,7 +87,7 @@ class Family:
             ValueError: a field means something that the family cannot express. The message names it.
         """
         native = self._write(config)
-        back = self._read(native)
+        back = self._read(self._canonical(native))
         for field in fields(GPTConfig):
             ours, theirs = getattr(config, field.name, None), getattr(back, field.name, None)
             if "rule" not in field.metadata or field.name == "native_fields":

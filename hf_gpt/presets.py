@@ -1,5 +1,6 @@
 """The lineage by name: each preset is what sets a model apart from the family before it."""
 
+from copy import deepcopy
 from itertools import cycle, islice
 from typing import Any
 
@@ -30,6 +31,103 @@ GPT3: Delta = GPT2 | {  # Brown et al. 2020, section 2.1
     # The paper publishes neither the width of the bands nor which layers have them: both are chosen here.
     "sliding_window": 256,
 }
+GPT_NEO: Delta = GPT3 | {  # Black et al. 2021, a replication of GPT-3
+    "sliding_window": 256,
+    "attention_bias": False,
+    "attention_output_bias": True,
+    "attention_scale": 1.0,
+    "embedding_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+GPT_J: Delta = {  # Wang and Komatsuzaki 2021
+    "vocab_size": 50400,
+    "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
+    "parallel_residual": True,
+    "shared_norm": True,
+    "attention_bias": False,
+    "lm_head_bias": True,
+    "tie_word_embeddings": False,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+GPT_NEOX: Delta = GPT_J | {  # Black et al. 2022, section 2.1
+    "vocab_size": 50432,
+    "shared_norm": False,
+    "attention_bias": True,
+    "lm_head_bias": False,
+    "classifier_dropout": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+PYTHIA: Delta = GPT_NEOX | {  # Biderman et al. 2023, table 1
+    "vocab_size": 50304,
+    "hidden_act": "gelu",
+}
+OPT: Delta = GPT2 | {  # Zhang et al. 2022, section 2.1
+    "vocab_size": 50272,
+    "max_position_embeddings": 2048,
+    "position_offset": 2,
+    "hidden_act": "relu",
+    "embedding_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.0,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+LLAMA_3: Delta = {  # Dubey et al. 2024, section 3.2
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+    "num_key_value_heads": 8,
+    "attention_bias": False,
+    "norm_type": "rms_norm",
+    "mlp_type": "glu",
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "intermediate_size": 14336,
+    "tie_word_embeddings": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+MIXTRAL: Delta = LLAMA_3 | {  # Jiang et al. 2024, section 2
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT_OSS: Delta = MIXTRAL | {  # OpenAI 2025, section 2
+    "vocab_size": 201088,
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150_000.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    },
+    "attention_patterns": ["banded", "dense"],
+    "sliding_window": 128,
+    "attention_sinks": True,
+    "attention_bias": True,
+    "mlp_type": "clamped_glu",
+    "mlp_bias": True,
+    "intermediate_size": 2880,
+    "num_experts_per_tok": 4,
+    "router_bias": True,
+    "router_aux_loss_coef": 0.9,
+    "pad_token_id": 199999,
+    "bos_token_id": None,
+    "eos_token_id": 200002,
+}
 
 
 def _sized(layers: int, hidden: int, heads: int, head_dim: int | None = None) -> Delta:
@@ -53,11 +151,40 @@ PRESETS: dict[str, Delta] = {
     "gpt3-6.7b": GPT3 | _sized(32, 4096, 32, 128),
     "gpt3-13b": GPT3 | _sized(40, 5140, 40, 128),
     "gpt3-175b": GPT3 | _sized(96, 12288, 96, 128),
+    "gpt-neo-125m": GPT_NEO | _sized(12, 768, 12),
+    "gpt-neo-1.3b": GPT_NEO | _sized(24, 2048, 16),
+    "gpt-neo-2.7b": GPT_NEO | _sized(32, 2560, 20),
+    "gpt-j-6b": GPT_J | _sized(28, 4096, 16),
+    "gpt-neox-20b": GPT_NEOX | _sized(44, 6144, 64),
+    "pythia-14m": PYTHIA | _sized(6, 128, 4),
+    "pythia-31m": PYTHIA | _sized(6, 256, 8),
+    "pythia-70m": PYTHIA | _sized(6, 512, 8),
+    "pythia-160m": PYTHIA | _sized(12, 768, 12),
+    "pythia-410m": PYTHIA | _sized(24, 1024, 16),
+    "pythia-1b": PYTHIA | _sized(16, 2048, 8),
+    "pythia-1.4b": PYTHIA | _sized(24, 2048, 16),
+    "pythia-2.8b": PYTHIA | _sized(32, 2560, 32),
+    # Their vocabularies were padded further, for more devices.
+    "pythia-6.9b": PYTHIA | _sized(32, 4096, 32) | {"vocab_size": 50432},
+    "pythia-12b": PYTHIA | _sized(36, 5120, 40) | {"vocab_size": 50688},
+    "opt-125m": OPT | _sized(12, 768, 12),
+    "opt-350m": OPT | _sized(24, 1024, 16) | {"norm_position": "post", "embedding_size": 512},
+    "opt-1.3b": OPT | _sized(24, 2048, 32),
+    "opt-2.7b": OPT | _sized(32, 2560, 32),
+    "opt-6.7b": OPT | _sized(32, 4096, 32),
+    "opt-13b": OPT | _sized(40, 5120, 40),
+    "opt-30b": OPT | _sized(48, 7168, 56),
+    "opt-66b": OPT | _sized(64, 9216, 72),
+    "opt-175b": OPT | _sized(96, 12288, 96),
+    "llama-3-8b": LLAMA_3 | _sized(32, 4096, 32),
+    "mixtral-8x7b": MIXTRAL | _sized(32, 4096, 32),
+    "gpt-oss-20b": GPT_OSS | _sized(24, 2880, 64, 64) | {"num_local_experts": 32},
+    "gpt-oss-120b": GPT_OSS | _sized(36, 2880, 64, 64) | {"num_local_experts": 128},
 }
 
 
 def preset_names() -> list[str]:
-    """The names that `preset_config` knows, oldest and smallest first."""
+    """The names that `preset_config` knows, family by family, each from small to large."""
     return list(PRESETS)
 
 
@@ -69,8 +196,9 @@ def preset_config(name: str, **overrides: Any) -> GPTConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: expected one of {', '.join(PRESETS)}")
-    values = PRESETS[name] | overrides
-    if "attention_patterns" in PRESETS[name] and "attention_patterns" not in overrides:
+    preset = deepcopy(PRESETS[name])  # a configuration completes its `rope_parameters` in place
+    values = preset | overrides
+    if "attention_patterns" in preset and "attention_patterns" not in overrides:
         layers = values["num_hidden_layers"]
-        values["attention_patterns"] = list(islice(cycle(PRESETS[name]["attention_patterns"]), layers))
+        values["attention_patterns"] = list(islice(cycle(preset["attention_patterns"]), layers))
     return GPTConfig(**values)

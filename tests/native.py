@@ -28,6 +28,13 @@ ROPE = (
 )
 
 
+def longrope(rotary_dim: int) -> dict:
+    """The one type whose factors depend on the width of a head."""
+    factors = [1.0 + i / 4 for i in range(rotary_dim // 2)]
+    own = {"factor": 4.0, "short_factor": factors, "long_factor": factors[::-1]}
+    return {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 16, **own}
+
+
 class Draw(random.Random):
     """Random fields, the same for the same seed."""
 
@@ -168,8 +175,10 @@ def opt(draw: Draw) -> dict:
 
 
 def llama(draw: Draw) -> dict:
-    flags = {"attention_bias": draw.yes(), "mlp_bias": draw.yes(), "rope_parameters": draw.choice(ROPE)}
-    return draw.common() | draw.grouped_sizes() | flags | {"hidden_act": draw.choice(ACTIVATIONS)}
+    sizes = draw.grouped_sizes()
+    rope = draw.choice([*ROPE, longrope(sizes["head_dim"])])
+    flags = {"attention_bias": draw.yes(), "mlp_bias": draw.yes(), "hidden_act": draw.choice(ACTIVATIONS)}
+    return draw.common() | sizes | flags | {"rope_parameters": rope}
 
 
 def mixtral(draw: Draw) -> dict:

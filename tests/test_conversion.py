@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from hf_gpt.conversion import FAMILIES, convert, export, verify
-from native import NATIVE, NanoGPT, native_model, save_native, strengthen
+from native import NATIVE, ROPE, NanoGPT, longrope, native_model, save_native, strengthen
 from safetensors.torch import load_file, save_file
 from tiny import make_model, random_ids
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
+from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.configuration_gpt import ACTIVATIONS
+from hf_gpt.conversion import FAMILIES, convert, export, verify
+from hf_gpt.conversion.weights import pieces
 
 SEEDS = range(6)
 families = pytest.mark.parametrize("family", NATIVE)
@@ -66,6 +67,21 @@ class TestEquality:
             expected = native(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
             actual = ours(ids, attention_mask=mask).logits[mask.bool()]
         assert_close(actual, expected)
+
+    def test_gradients(self, both, family):
+        native, ours = both
+        ids = random_ids(2, 16, high=native.config.vocab_size)
+        for model in both:
+            model(ids, labels=ids).loss.backward()
+        gradients = {name: parameter.grad for name, parameter in native.named_parameters()}
+        names = [name for name, _ in ours.named_parameters()]
+        layouts = [pieces(layout, ours.config, names) for layout in FAMILIES[family].layouts]
+        in_memory = next(each for each in layouts if {name for piece in each for name in piece.native} <= {*gradients})
+        scale = max(gradient.abs().max() for gradient in gradients.values())
+        for piece in in_memory:
+            expected = piece.to_ours([gradients[name] for name in piece.native], ours.config)
+            for name, gradient in zip(piece.ours, expected, strict=True):
+                assert (ours.get_parameter(name).grad - gradient).abs().max() <= 1e-5 * scale, name
 
     def test_greedy_generation(self, both, family):
         native, ours = both
@@ -384,7 +400,9 @@ def test_features_that_a_family_lacks_are_refused_by_name(variant, family, messa
     assert not list(tmp_path.glob("native*"))
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt2", "gpt2-xl"])
-def test_presets_are_their_families(name):
-    config = preset_config(name)
-    FAMILIES["openai-gpt" if name == "gpt" else "gpt2"].to_native(config)
+@pytest.mark.parametrize("rope", [*ROPE, longrope(8)], ids=lambda rope: rope["rope_type"])
+def test_every_rope_type_beyond_its_original_length(rope, tmp_path):
+    native = save_native(tmp_path / "native", "llama", head_dim=8, rope_parameters=rope)
+    ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
+    ids = random_ids(2, 40, high=native.config.vocab_size)
+    assert_close(ours(ids).logits, native(ids).logits)
