@@ -3,7 +3,7 @@
 from ..configuration_gpt import GPTConfig
 from .family import TOKEN_IDS, Family
 from .storage import Fields, Storage
-from .weights import CONV1D, QKV, rule
+from .weights import QKV, TRANSPOSED, rule
 
 BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
 Q_K_V = tuple(f"{OURS}self_attn.{part}_proj.*" for part in "qkv")
@@ -11,11 +11,11 @@ Q_K_V = tuple(f"{OURS}self_attn.{part}_proj.*" for part in "qkv")
 # The block of GPT-1, GPT-2 and nanoGPT; two of them store linear layers transposed.
 CONV1D_BLOCK = (
     rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
-    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, CONV1D, QKV),
-    rule(f"{BLOCK}attn.c_proj.*", f"{OURS}self_attn.o_proj.*", CONV1D),
+    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, TRANSPOSED, QKV),
+    rule(f"{BLOCK}attn.c_proj.*", f"{OURS}self_attn.o_proj.*", TRANSPOSED),
     rule(f"{BLOCK}ln_2.*", f"{OURS}mlp_norm.*"),
-    rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*", CONV1D),
-    rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*", CONV1D),
+    rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*", TRANSPOSED),
+    rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*", TRANSPOSED),
 )
 
 WEIGHTS = (

@@ -5,7 +5,7 @@ from .family import Family
 from .llama import BLOCK, FIELDS, SAME_NAMES
 from .mixtral import ROUTING
 from .storage import Fields, Storage
-from .weights import EXPERTS_IN_OUT, IN_TURNS, MXFP4, rule
+from .weights import IN_TURNS, MXFP4, rule
 
 EXPERTS = f"{BLOCK}mlp.experts."
 DECODER = (
@@ -47,8 +47,8 @@ GPT_OSS = Family(
     layouts=(
         (
             *DECODER,
-            rule(f"{EXPERTS}gate_up_proj", f"{EXPERTS}gate_up_proj", EXPERTS_IN_OUT, IN_TURNS),
-            rule(f"{EXPERTS}down_proj", f"{EXPERTS}down_proj", EXPERTS_IN_OUT),
+            rule(f"{EXPERTS}gate_up_proj", f"{EXPERTS}gate_up_proj", IN_TURNS),
+            rule(f"{EXPERTS}down_proj", f"{EXPERTS}down_proj"),
         ),
         (
             *DECODER,
@@ -56,14 +56,12 @@ GPT_OSS = Family(
                 (f"{EXPERTS}gate_up_proj_blocks", f"{EXPERTS}gate_up_proj_scales"),
                 f"{EXPERTS}gate_up_proj",
                 MXFP4,
-                EXPERTS_IN_OUT,
                 IN_TURNS,
             ),
             rule(
                 (f"{EXPERTS}down_proj_blocks", f"{EXPERTS}down_proj_scales"),
                 f"{EXPERTS}down_proj",
                 MXFP4,
-                EXPERTS_IN_OUT,
             ),
         ),
     ),

@@ -3,7 +3,7 @@
 from .family import Family
 from .llama import BLOCK, CONSTANTS, FIELDS, SAME_NAMES, canonical
 from .storage import Fields, Storage
-from .weights import EXPERTS, GATED_EXPERTS, rule
+from .weights import EXPERTS, GATED_EXPERTS, TRANSPOSED, rule
 
 ROUTING = {
     "num_local_experts": "num_local_experts",
@@ -40,7 +40,7 @@ MIXTRAL = Family(
         (  # as transformers holds it, and saves it on request
             *SAME_NAMES,
             rule(f"{OURS}gate.weight", f"{OURS}router.weight"),
-            *(rule(name, name) for name in (f"{OURS}experts.gate_up_proj", f"{OURS}experts.down_proj")),
+            *(rule(name, name, TRANSPOSED) for name in (f"{OURS}experts.gate_up_proj", f"{OURS}experts.down_proj")),
         ),
     ),
     bare_prefix="model.",

@@ -87,11 +87,7 @@ def _one_by_one(step: Callable[[torch.Tensor, GPTConfig], torch.Tensor]) -> Step
 
 
 def _transpose(tensor: torch.Tensor, _: GPTConfig) -> torch.Tensor:
-    return tensor.transpose(-1, -2) if tensor.ndim > 1 else tensor
-
-
-def _swap_expert_sides(tensor: torch.Tensor, _: GPTConfig) -> torch.Tensor:
-    return tensor.transpose(1, 2) if tensor.ndim == 3 else tensor
+    return tensor.transpose(-1, -2) if tensor.ndim > 1 else tensor  # a bias has one side
 
 
 def _pairs_to_halves(tensor: torch.Tensor, config: GPTConfig) -> torch.Tensor:
@@ -125,11 +121,14 @@ def _join_by_head(tensors: Tensors, config: GPTConfig) -> Tensors:
 def _stack(tensors: Tensors, config: GPTConfig) -> Tensors:
     experts = config.num_local_experts
     kinds = [torch.stack(tensors[start : start + experts]) for start in range(0, len(tensors), experts)]
-    return [torch.cat(kinds, dim=1)]
+    return [torch.cat(kinds, dim=1).transpose(1, 2)]
 
 
 def _unstack(kinds: int) -> Step:
-    return lambda tensors, _: [each for kind in tensors[0].chunk(kinds, dim=1) for each in kind.unbind()]
+    def unstack(tensors: Tensors, _: GPTConfig) -> Tensors:
+        return [each for kind in tensors[0].transpose(1, 2).chunk(kinds, dim=1) for each in kind.unbind()]
+
+    return unstack
 
 
 def _dequantise(tensors: Tensors, _: GPTConfig) -> Tensors:
@@ -147,22 +146,22 @@ def _shapes_of_mxfp4(tensors: Tensors, _: GPTConfig) -> Tensors:
     return [torch.empty(*shape, 16, dtype=torch.uint8, device="meta"), tensors[0].new_empty(shape, dtype=torch.uint8)]
 
 
-# GPT-1 and GPT-2 store a linear layer as (in, out): transformers' Conv1D.
-CONV1D = Operation(_one_by_one(_transpose), _one_by_one(_transpose))
+# GPT-1 and GPT-2 store a linear layer as (in, out): transformers' Conv1D. So are our experts, and not Mixtral's.
+TRANSPOSED = Operation(_one_by_one(_transpose), _one_by_one(_transpose))
 # Rows of all queries, of all keys, of all values.
 QKV = Operation(_split, lambda tensors, _: [torch.cat(tensors)])
 # For each head, the rows of its query, its key and its value.
 QKV_BY_HEAD = Operation(_split_by_head, _join_by_head)
 # GPT-J rotates neighbours, (2i, 2i + 1), where we rotate (i, i + rotary_dim / 2): the rows of each head change places.
 ROTARY_PAIRS = Operation(_one_by_one(_pairs_to_halves), _one_by_one(_halves_to_pairs))
-# One tensor for each expert, where ours are stacked; the gates and what they multiply one after the other.
+# One tensor (out, in) for each expert, where ours are stacked (experts, in, out); of gated ones, all the gates and then
+# all that they multiply.
 EXPERTS = Operation(_stack, _unstack(1))
 GATED_EXPERTS = Operation(_stack, _unstack(2))
-# gpt-oss stores (experts, in, out), and the columns of gate and up in turns.
-EXPERTS_IN_OUT = Operation(_one_by_one(_swap_expert_sides), _one_by_one(_swap_expert_sides))
+# gpt-oss stores the columns of gate and up in turns, where ours are one after the other.
 IN_TURNS = Operation(
-    _one_by_one(lambda tensor, _: torch.cat((tensor[:, 0::2], tensor[:, 1::2]), dim=1)),
-    _one_by_one(lambda tensor, _: torch.stack(tensor.chunk(2, dim=1), dim=2).flatten(1, 2)),
+    _one_by_one(lambda tensor, _: torch.cat((tensor[..., 0::2], tensor[..., 1::2]), dim=-1)),
+    _one_by_one(lambda tensor, _: torch.stack(tensor.chunk(2, dim=-1), dim=-1).flatten(-2)),
 )
 # gpt-oss as published, four bits to a weight; every value is exact in bfloat16. There is no way back.
 MXFP4 = Operation(_dequantise, _shapes_of_mxfp4)

@@ -7,7 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_gpt import GPTConfig
 from .norms import build_norm
-from .positions import build_rotation
+from .positions import build_rotation, keep
 
 
 def eager_attention(
@@ -32,9 +32,9 @@ def eager_attention(
     Returns:
         The output, (B, T, heads, head_dim), and the probabilities, (B, heads, T, keys).
     """
-    groups = module.num_key_value_groups
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(-2, -1) * scaling  # (B, heads, T, keys)
+    groups = key.shape[:2]  # (B, key_value_heads): the heads that share a key stand as more queries of one head
+    scores = query.reshape(*groups, -1, query.shape[-1]) @ key.transpose(-2, -1) * scaling
+    scores = scores.view(*query.shape[:3], -1)  # (B, heads, T, keys)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
@@ -44,7 +44,8 @@ def eager_attention(
     precision = torch.promote_types(query.dtype, torch.float32)
     probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)[..., : key.shape[-2]]
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
-    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+    output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
+    return output.view(query.shape).transpose(1, 2).contiguous(), probabilities
 
 
 class GPTAttention(nn.Module):
@@ -79,8 +80,8 @@ class GPTAttention(nn.Module):
         self.o_proj.writes_to_residual = True  # for its initial weights
         if config.attention_sinks:  # transformers takes the presence of the attribute for sinks
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
-        self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else keep
+        self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else keep
         self.rotate = build_rotation(config)
 
     def forward(

@@ -9,7 +9,7 @@ the model is built: forward passes do not ask.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -38,12 +38,12 @@ from .feed_forward import MLP, GatedMLP
 from .losses import balancing_loss, per_item
 from .moe import Experts, SparseMLP, TopKRouter
 from .norms import build_norm
-from .positions import build_positions, check_indices
+from .positions import build_positions, check_indices, keep
 
 
-def build_dropout(probability: float) -> nn.Module:
+def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """A dropout of 0 is no layer at all."""
-    return nn.Dropout(probability) if probability else nn.Identity()
+    return nn.Dropout(probability) if probability else keep
 
 
 def build_feed_forward(config: GPTConfig, layer_idx: int) -> nn.Module:

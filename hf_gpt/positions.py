@@ -108,7 +108,8 @@ def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
 Rotation = Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None], torch.Tensor]
 
 
-def keep(states: torch.Tensor, rotary: None) -> torch.Tensor:
+def keep(states: torch.Tensor, *_) -> torch.Tensor:
+    """In the place of a step that a model does not take; less than a call of nn.Identity."""
     return states
 
 
