@@ -6,6 +6,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_gpt import GPTConfig
+from .linear import Linear
 from .norms import build_norm
 from .positions import build_rotation, keep
 
@@ -73,10 +74,10 @@ class GPTAttention(nn.Module):
 
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = Linear(config.hidden_size, query_width, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
         self.o_proj.writes_to_residual = True  # for its initial weights
         if config.attention_sinks:  # transformers takes the presence of the attribute for sinks
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))

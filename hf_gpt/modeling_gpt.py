@@ -35,6 +35,7 @@ from .attention import GPTAttention
 from .attention_patterns import create_attention_masks
 from .configuration_gpt import GPTConfig
 from .feed_forward import MLP, GatedMLP
+from .linear import Linear
 from .losses import balancing_loss, per_item
 from .moe import Experts, SparseMLP, TopKRouter
 from .norms import build_norm
@@ -210,13 +211,13 @@ class GPTModel(GPTPreTrainedModel):
         width, embedding = config.hidden_size, config.embedding_size
         projected = width != embedding
         self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
-        self.project_in = nn.Linear(embedding, width, bias=False) if projected else nn.Identity()
+        self.project_in = Linear(embedding, width, bias=False) if projected else nn.Identity()
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
         block = block_class(config)
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, width) if config.final_norm else nn.Identity()
-        self.project_out = nn.Linear(width, embedding, bias=False) if projected else nn.Identity()
+        self.project_out = Linear(width, embedding, bias=False) if projected else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -312,7 +313,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
         sparse = "sparse" in config.mlp_layer_types
         self.balances_in_training = sparse and config.router_aux_loss_coef > 0
         self.post_init()
@@ -381,7 +382,7 @@ class GPTTaskModel(GPTPreTrainedModel):
         super().__init__(config)
         self.model = GPTModel(config)
         self.dropout = build_dropout(config.classifier_dropout)
-        self.score = nn.Linear(config.embedding_size, outputs)
+        self.score = Linear(config.embedding_size, outputs)
         self.post_init()
 
     def pool(

@@ -6,9 +6,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .configuration_gpt import GPTConfig
 from .feed_forward import GATES, build_activation
+from .linear import Linear
 
 
-class TopKRouter(nn.Linear):
+class TopKRouter(Linear):
     """Chooses the k experts of largest logit, and weighs them by a softmax over these k (gpt-oss).
 
     Mixtral's order, a softmax over all experts and the k largest of it normalised, is the same function.
