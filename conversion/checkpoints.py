@@ -174,6 +174,7 @@ def write_shards(folder: Path, weights: Weights, max_shard_size: int | str, trac
         except SafetensorError as error:
             raise OSError(f"{folder / file} could not be written: {error}") from None
         unfinished.rename(folder / file)
+        del tensors  # before those of the next shard are made
     next(names, None)  # the progress bar learns that this was all
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

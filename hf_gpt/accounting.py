@@ -51,9 +51,11 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
     with torch.device("meta"):
         model = GPTForCausalLM(config)
     total = sum(p.numel() for p in model.parameters())
-    experts = sum(p.numel() for module in model.modules() if isinstance(module, Experts) for p in module.parameters())
-    chosen = experts * config.num_experts_per_tok // (config.num_local_experts or 1)
-    multiplied = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)) + chosen
+    experts = [p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()]
+    idle = 1 - config.num_experts_per_tok / (config.num_local_experts or config.num_experts_per_tok)
+    active = total - round(idle * sum(p.numel() for p in experts))
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    multiplied = sum(m.numel() for m in matrices) + round((1 - idle) * sum(p.numel() for p in experts if p.ndim == 3))
 
     per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
     layers, keys_seen = [], 0.0
@@ -63,4 +65,4 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
         keys_seen += (window * (window + 1) / 2 + (context - window) * window) / context
         layers.append(LayerAccount(pattern, sum(p.numel() for p in block.parameters()), per_token, window))
     attention = 4 * config.num_attention_heads * config.head_dim * keys_seen  # scores, and the sum of values
-    return Account(total, total - experts + chosen, 2 * multiplied + attention, layers)
+    return Account(total, active, 2 * multiplied + attention, layers)

@@ -255,7 +255,7 @@ def info(
     console.print(table)
     console.print(f"FLOPs at {context:,} tokens of context; cache of one row in bfloat16.", style="dim")
 
-    layers = Table("layer", "attention", "heads", "key-value heads", "head", "feed-forward", "parameters")
+    layers = Table("layer", "attention", "heads", "kv heads", "head", "feed-forward", "parameters")
     for index, layer in enumerate(costs.layers):
         pattern = layer.attention_pattern
         window = f" {config.sliding_window}" if layer.cached_tokens < context else ""
@@ -274,7 +274,7 @@ def info(
 def describe_feed_forward(config: GPTConfig, layer: int) -> str:
     if config.mlp_layer_types[layer] == "dense":
         return f"{config.mlp_type} {config.intermediate_size}"
-    experts = f"{config.num_experts_per_tok} of {config.num_local_experts}"
+    experts = f"{config.num_experts_per_tok}/{config.num_local_experts}"
     return f"{experts} x {config.mlp_type} {config.moe_intermediate_size}"
 
 

@@ -17,9 +17,20 @@ def test_parameters(variant):
     ]
 
 
+def test_active_parameters():
+    """Of the experts, those that work on a token; everything else works on each."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+    costs, dense = account(make_config("llama", **experts)), account(make_config("llama"))
+    router, expert = 32 * 4, 3 * 32 * 24
+    assert costs.parameters - dense.parameters == 2 * (router + 4 * expert - 3 * 32 * 128)
+    assert costs.parameters - costs.active_parameters == 2 * expert
+    assert dense.active_parameters == dense.parameters
+
+
 def test_flops(variant):
     """Against what PyTorch counts, which multiplies whole squares where a causal row needs half of them."""
     model, length = make_model(variant, attention="eager"), 16
+    model.set_experts_implementation("eager")  # whose products the counter knows
     with FlopCounterMode(display=False) as counter:
         model(random_ids(1, length))
     config = model.config

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 from huggingface_hub import ModelCard
+from native import save_native
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gpt import GPTConfig, cli, recipes
 from hf_gpt.accounting import account
+from hf_gpt.conversion import convert
 from hf_gpt.tokenization import train_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
@@ -290,9 +292,63 @@ def test_info(run, saved):
     assert refuses(run("info", "nothing"), "no preset")
 
 
+def test_info_of_experts(run):
+    status, printed, _ = run("info", "mixtral-8x7b")
+    assert status == 0
+    assert "46,702,792,704" in printed
+    assert "12,879,925,248" in printed  # active
+    assert "2/8 x glu 14336" in printed
+
+
+def test_convert_and_export(run, tmp_path):
+    """There and back with a tokenizer, each way compared with the native class on random and real tokens."""
+    native, ours, back = tmp_path / "native", tmp_path / "ours", tmp_path / "back"
+    model = save_native(native, "gpt2", vocab_size=300, tie_word_embeddings=True)
+    train_tokenizer([TEXT], 300).save_pretrained(native)
+    for command, family in (
+        (("convert", native, ours), "gpt2"),
+        (("export", ours, back, "--to", "gpt2", "--max-shard-size", "10KB"), "gpt2"),
+    ):
+        status, printed, _ = run(*command, "--verify")
+        assert status == 0
+        assert family in printed
+        for tokens in ("random tokens", "real tokens"):
+            line = next(line for line in printed.splitlines() if line.startswith(tokens))
+            assert float(line.split()[-5]) < 1e-5
+    assert len(list(back.glob("*.safetensors"))) > 1
+    prompt = AutoTokenizer.from_pretrained(back)("The quick", return_tensors="pt")
+    greedy = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for folder in (ours, back):
+        written = AutoModelForCausalLM.from_pretrained(folder).generate(**prompt, **greedy)
+        assert written.tolist() == model.generate(**prompt, **greedy).tolist()
+
+
+def test_verification_fails_where_both_sides_differ(run, tmp_path, monkeypatch):
+    save_native(tmp_path / "native", "gpt2")
+    save_native(tmp_path / "other", "gpt2", initializer_range=0.5, activation_function="relu")
+    monkeypatch.setattr(cli, "convert", lambda *_, **__: convert(tmp_path / "other", tmp_path / "ours"))
+    assert refuses(run("convert", tmp_path / "native", tmp_path / "ours", "--verify"), "do not compute the same")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "/nowhere", "ours"], "/nowhere is no folder"),
+        (["convert", "{saved}", "ours"], "is a model of hf_gpt already"),
+        (["export", "{saved}", "back", "--to", "gpt5"], "no family 'gpt5'"),
+        (["export", "{saved}", "back", "--to", "gpt2"], "position_embedding_type='rope' cannot be expressed by gpt2"),
+        (["export", "{saved}", "{saved}", "--to", "gpt_neox"], "choose another output folder"),
+    ],
+)
+def test_convert_and_export_refuse(run, saved, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert refuses(run(*(argument.format(saved=saved) for argument in arguments)), message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_every_command(run):
     status, printed, _ = run("--help")
     assert status == 0
-    for command in ("demo", "train", "train-tokenizer", "generate", "info"):
+    for command in ("demo", "train", "train-tokenizer", "generate", "convert", "export", "info"):
         assert command in printed
         assert run(command, "--help")[0] == 0

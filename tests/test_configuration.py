@@ -13,7 +13,27 @@ REFUSED = [
     ({"hidden_size": "wide"}, "hidden_size='wide'"),
     ({"num_hidden_layers": True}, "num_hidden_layers=True"),
     ({"head_dim": -1}, "head_dim=-1: expected an integer of at least 1 or None"),
-    ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu"),
+    ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu, clamped_glu"),
+    ({"attention_output_bias": 1}, "attention_output_bias=1: expected True or False or None"),
+    ({"attention_scale": 0}, "attention_scale=0: expected a positive number or None"),
+    ({"norm_parameters": "bias"}, "norm_parameters='bias': expected one of weight_and_bias"),
+    (
+        {"norm_type": "rms_norm", "norm_parameters": "weight_and_bias"},
+        "norm_parameters='weight_and_bias' with norm_type='rms_norm': expected one of weight, none",
+    ),
+    ({"shared_norm": True}, "shared_norm=True has a meaning with parallel_residual=True only"),
+    ({"position_offset": 2}, "position_offset=2 has a meaning with position_embedding_type='learned' only"),
+    ({"position_offset": -1}, "position_offset=-1: expected an integer of at least 0"),
+    ({"swiglu_limit": -7.0}, "swiglu_limit=-7.0: expected a positive number"),
+    ({"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: expected at most num_local_experts=2"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["dense"] * 2}, "num_local_experts=2 without a sparse layer"),
+    ({"mlp_layer_types": ["sparse", "dense"]}, "num_local_experts=None: the sparse layers"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["sparse", "moe"]}, "mlp_layer_types holds 'moe'"),
+    ({"moe_intermediate_size": 8}, "moe_intermediate_size=8 without experts"),
+    ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number of at least 0"),
+    ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
+    ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
     ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
     ({"norm_position": "both"}, "norm_position='both': expected one of pre, post"),
     ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi': expected one of learned"),
@@ -84,6 +104,12 @@ def test_derives_what_is_left_out():
     assert config.layer_types == ["sliding_attention", "full_attention"]
     assert make_config(layer_types=config.layer_types, sliding_window=4).attention_patterns == ["banded", "dense"]
     assert make_config().rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert (config.attention_output_bias, config.norm_parameters, config.final_norm) == (True, "weight_and_bias", True)
+    assert (make_config("llama").attention_output_bias, make_config("llama").norm_parameters) == (False, "weight")
+    assert not make_config("post_norm").final_norm
+    assert (config.mlp_layer_types, config.moe_intermediate_size) == (["dense"] * 2, None)
+    experts = make_config(num_local_experts=3)
+    assert (experts.mlp_layer_types, experts.moe_intermediate_size) == (["sparse"] * 2, 128)
 
 
 def test_legacy_rope_fields_are_understood():
