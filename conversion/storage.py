@@ -16,7 +16,7 @@ from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
 
-# Written anew, absorbed by `rope_parameters` or `attention_types`, or never to be handed on.
+# Written anew, absorbed by `rope_parameters` or `attention_types`, or, as what names code to run, never handed on.
 NOT_KEPT = {
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
     *("rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "attention_layers"),
@@ -67,7 +67,8 @@ class Storage:
 
     def write(self, folder: Path, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track) -> None:
         write_shards(folder, weights, max_shard_size, track)
-        config = CONFIG_MAPPING[self.model_type].from_dict(fields)
+        kept = {name: value for name, value in fields.items() if name not in NOT_KEPT}
+        config = CONFIG_MAPPING[self.model_type].from_dict(kept)
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.model_type]]
         config.dtype = weights.dtype
         config.save_pretrained(folder)

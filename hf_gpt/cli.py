@@ -275,7 +275,7 @@ def describe_feed_forward(config: GPTConfig, layer: int) -> str:
     if config.mlp_layer_types[layer] == "dense":
         return f"{config.mlp_type} {config.intermediate_size}"
     experts = f"{config.num_experts_per_tok}/{config.num_local_experts}"
-    return f"{experts} x {config.mlp_type} {config.moe_intermediate_size}"
+    return f"{experts} {config.mlp_type} {config.moe_intermediate_size}"
 
 
 def print_verification(ours: Path | str, native: Path | str, family: str) -> None:

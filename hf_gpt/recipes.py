@@ -165,7 +165,7 @@ def _model(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> GPTForCausalLM
     config = GPTConfig(
         **origin.config.to_dict()
         | {
-            "vocab_size": len(tokenizer),
+            "vocab_size": max(tokenizer.get_vocab().values()) + 1,  # ids may have gaps
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,

@@ -297,7 +297,7 @@ def test_info_of_experts(run):
     assert status == 0
     assert "46,702,792,704" in printed
     assert "12,879,925,248" in printed  # active
-    assert "2/8 x glu 14336" in printed
+    assert "2/8 glu 14336" in printed
 
 
 def test_convert_and_export(run, tmp_path):
