@@ -257,8 +257,11 @@ class GPTConfig(PreTrainedConfig):
     """In training, the input of a sparse layer is multiplied by a uniform number in 1 plus or minus this (Mixtral)."""
     router_aux_loss_coef: float = coefficient(0.001)
     """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
-    output_router_logits: bool = flag(False)
-    """Return the scores of the experts, and count the balancing loss outside of training too."""
+    output_router_logits: bool | None = field(
+        default_factory=lambda: None, metadata={"rule": flag(None).metadata["rule"]}
+    )
+    """Return the scores of the experts, and count the balancing loss outside of training too; False by default. A
+    configuration without experts has no such attribute."""
 
     # --- training ------------------------------------------------------------------------------------------------
     embedding_dropout: float = probability()
@@ -297,6 +300,8 @@ class GPTConfig(PreTrainedConfig):
         if self.position_embedding_type != "rope":
             self._refuse_rope(kwargs)
             del self.rope_parameters
+        if self.num_local_experts is None:
+            del self.output_router_logits
         self.base_model_tp_plan = self._tensor_parallel_plan()  # never serialised
         super().__post_init__(**kwargs)
         self.validate()
@@ -416,6 +421,7 @@ class GPTConfig(PreTrainedConfig):
             self.final_norm = self.norm_position == "pre"
         if self.num_local_experts is not None:
             self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
+            self.output_router_logits = self.output_router_logits or False
         if self.mlp_layer_types is None:
             self.mlp_layer_types = [_usual_mlp(self.num_local_experts)] * self.num_hidden_layers
 
@@ -480,11 +486,6 @@ class GPTConfig(PreTrainedConfig):
         if sparse and self.num_experts_per_tok > experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
-            )
-        if experts is None and self.moe_intermediate_size is not None:
-            raise ValueError(
-                f"moe_intermediate_size={self.moe_intermediate_size} without experts: leave it out, or set "
-                "num_local_experts"
             )
 
     def _refuse_idle_window(self) -> None:

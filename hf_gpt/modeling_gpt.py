@@ -128,7 +128,6 @@ class GPTPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_set_experts_implementation_cached_value = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": GPTBlock,
@@ -136,9 +135,18 @@ class GPTPreTrainedModel(PreTrainedModel):
         "router_logits": OutputRecorder(TopKRouter, index=0),
     }
 
+    # In the manner of `@use_experts_implementation`; transformers asks the class, before there is a configuration.
+    has_built_experts = False
+
     def __init__(self, config: GPTConfig) -> None:
         config.validate()  # it may have been changed since it was made
+        if config.num_local_experts is not None:
+            GPTPreTrainedModel.has_built_experts = True
         super().__init__(config)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return GPTPreTrainedModel.has_built_experts
 
     @property
     def _supports_sdpa(self) -> bool:

@@ -30,7 +30,7 @@ REFUSED = [
     ({"mlp_layer_types": ["sparse", "dense"]}, "num_local_experts=None: the sparse layers"),
     ({"num_local_experts": 2, "mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
     ({"num_local_experts": 2, "mlp_layer_types": ["sparse", "moe"]}, "mlp_layer_types holds 'moe'"),
-    ({"moe_intermediate_size": 8}, "moe_intermediate_size=8 without experts"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: expected an integer of at least 1 or None"),
     ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number of at least 0"),
     ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
     ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
