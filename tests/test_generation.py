@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import IMPLEMENTATIONS, make_model, random_ids
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
@@ -140,9 +140,9 @@ def test_generate_batch(variant, implementation):
     prompts = [random_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 5)]
     expected = [model.generate(torch.tensor([p]), **GREEDY)[0, len(p) :].tolist() for p in prompts]
     model.set_attn_implementation(implementation)
-    settings = GenerationConfig(**GREEDY, eos_token_id=-1, use_cuda_graph=False)
-    settings.num_blocks, settings.block_size, settings.max_batch_tokens = 64, 8, 64
-    outputs = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False).values()
+    settings = GenerationConfig(**GREEDY, eos_token_id=-1)
+    small = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64)  # else most of the memory
+    outputs = model.generate_batch(prompts, settings, small, progress_bar=False).values()
     in_order = sorted(outputs, key=lambda output: int(output.request_id.removeprefix("req_")))
     assert [output.generated_tokens for output in in_order] == expected
 
