@@ -26,6 +26,21 @@ WEIGHTS = (
     rule("lm_head.weight", "lm_head.weight"),
 )
 
+# What GPT-1, GPT-2 and GPT-J call alike.
+FIELDS = TOKEN_IDS | {
+    "vocab_size": "vocab_size",
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "resid_pdrop": "residual_dropout",
+    "embd_pdrop": "embedding_dropout",
+    "attn_pdrop": "attention_dropout",
+    "layer_norm_epsilon": "norm_eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+
 
 def read(native: Fields) -> Fields:
     return {"attention_scale": None if native["scale_attn_weights"] else 1.0}
@@ -46,23 +61,12 @@ def canonical(native: Fields) -> Fields:
 GPT2 = Family(
     name="gpt2",
     storage=Storage("gpt2"),
-    fields=TOKEN_IDS
+    fields=FIELDS
     | {
-        "vocab_size": "vocab_size",
-        "n_positions": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
         "n_inner": "intermediate_size",
         "activation_function": "hidden_act",
-        "resid_pdrop": "residual_dropout",
-        "embd_pdrop": "embedding_dropout",
-        "attn_pdrop": "attention_dropout",
-        "layer_norm_epsilon": "norm_eps",
-        "initializer_range": "initializer_range",
         "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
         "use_cache": "use_cache",
-        "tie_word_embeddings": "tie_word_embeddings",
     },
     constants={"position_embedding_type": "learned"},
     read=read,

@@ -3,15 +3,12 @@
 import math
 
 from ..configuration_gpt import GPTConfig
-from .family import TOKEN_IDS, Family
+from .family import Family
+from .gpt2 import FIELDS, canonical
 from .storage import Fields, Storage
 from .weights import ROTARY_PAIRS, rule
 
 BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
-
-
-def canonical(native: Fields) -> Fields:
-    return native | {"n_inner": native["n_inner"] or 4 * native["n_embd"]}
 
 
 def read(native: Fields) -> Fields:
@@ -33,23 +30,7 @@ def write(config: GPTConfig) -> Fields:
 GPTJ = Family(
     name="gptj",
     storage=Storage("gptj"),
-    fields=TOKEN_IDS
-    | {
-        "vocab_size": "vocab_size",
-        "n_positions": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "activation_function": "hidden_act",
-        "resid_pdrop": "residual_dropout",
-        "embd_pdrop": "embedding_dropout",
-        "attn_pdrop": "attention_dropout",
-        "layer_norm_epsilon": "norm_eps",
-        "initializer_range": "initializer_range",
-        "use_cache": "use_cache",
-        "tie_word_embeddings": "tie_word_embeddings",
-    },
+    fields=FIELDS | {"n_inner": "intermediate_size", "activation_function": "hidden_act", "use_cache": "use_cache"},
     constants={
         "parallel_residual": True,
         "shared_norm": True,

@@ -1,8 +1,8 @@
 """GPT-1 (Radford et al. 2018), as `OpenAIGPTLMHeadModel` stores it."""
 
 from ..configuration_gpt import GPTConfig
-from .family import TOKEN_IDS, Family
-from .gpt2 import CONV1D_BLOCK, GPT2
+from .family import Family
+from .gpt2 import CONV1D_BLOCK, FIELDS, GPT2
 from .storage import Fields, Storage
 from .weights import rule
 
@@ -26,20 +26,7 @@ def write(config: GPTConfig) -> Fields:
 OPENAI_GPT = Family(
     name="openai-gpt",
     storage=Storage("openai-gpt"),
-    fields=TOKEN_IDS
-    | {
-        "vocab_size": "vocab_size",
-        "n_positions": "max_position_embeddings",
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "resid_pdrop": "residual_dropout",
-        "embd_pdrop": "embedding_dropout",
-        "attn_pdrop": "attention_dropout",
-        "layer_norm_epsilon": "norm_eps",
-        "initializer_range": "initializer_range",
-        "tie_word_embeddings": "tie_word_embeddings",
-    },
+    fields=FIELDS,
     constants={"position_embedding_type": "learned", "norm_position": "post"},
     read=read,
     write=write,
