@@ -57,7 +57,7 @@ def convert(
     """
     folder = locate(src)
     family = recognise(folder)
-    config = family.to_ours(*family.storage.read_fields(folder))
+    config = _read_configuration(folder, family)
     model = _on_meta(config)
     checkpoint = family.storage.open(folder)
     ours = _weights_of(model)
@@ -67,10 +67,10 @@ def convert(
     config.dtype, config.auto_map = weights.dtype, AUTO_MAP
     config.architectures = [GPTForCausalLM.__name__]
     with _unfinished(out, folder, GPTConfig.model_type, max_shard_size) as unfinished:
+        _carry_the_rest(folder, unfinished)
         write_shards(unfinished, weights, max_shard_size, _tracker(show_progress, "convert"))
         config.save_pretrained(unfinished)
         custom_object_save(model, unfinished, config=config)
-        _carry_the_rest(folder, unfinished)
     return Path(out)
 
 
@@ -101,9 +101,17 @@ def export(
     weights = _translate(checkpoint, pieces(target.layouts[0], config, ours), config, to_ours=False)
 
     with _unfinished(out, folder, family, max_shard_size) as unfinished:
-        target.storage.write(unfinished, fields, weights, max_shard_size, _tracker(show_progress, "export"))
         _carry_the_rest(folder, unfinished)
+        target.storage.write(unfinished, fields, weights, max_shard_size, _tracker(show_progress, "export"))
     return Path(out)
+
+
+def _read_configuration(folder: Path, family: Family) -> GPTConfig:
+    try:
+        return family.to_ours(*family.storage.read_fields(folder))
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        # of types or sizes that no such model can have, and that its own class trips over too
+        raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
 
 
 def _on_meta(config: GPTConfig) -> GPTForCausalLM:
@@ -162,6 +170,8 @@ def _check(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ValueError(f"{names[0]} in {checkpoint.folder} {fault}{more}")
     for name, tensor in expected.items():
+        if found[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name} in {checkpoint.folder} is of type {found[name].dtype}: expected floating point")
         if found[name].shape != tensor.shape:
             raise ValueError(
                 f"{name} in {checkpoint.folder} is {tuple(found[name].shape)}: expected {tuple(tensor.shape)} by its "
@@ -203,6 +213,8 @@ def _unfinished(out: str | Path, source: Path, target: str, max_shard_size: int 
         | {"version": __version__},
         sort_keys=True,
     )
+    if partial_of(out).is_dir() and not any(partial_of(out).iterdir()):
+        partial_of(out).rmdir()
     kept = partial_of(out) / JOURNAL
     same = kept.is_file() and kept.read_text() == journal
     with new_folder(out, resume=same, worth_keeping=JOURNAL) as folder:

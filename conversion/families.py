@@ -30,7 +30,7 @@ def find_family(name: str) -> Family:
     Raises:
         ValueError: there is no such family.
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"no family {name!r}: expected one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
 

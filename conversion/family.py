@@ -76,7 +76,7 @@ class Family:
         for name, value in meant.items():
             if name not in self.aside and meant_back.get(name) != value:
                 raise ValueError(f"{name}={value!r} in the configuration of this {self.name} has no equal in hf_gpt")
-        said_otherwise = {name: value for name, value in native.items() if back.get(name) != value}
+        said_otherwise = {name: native[name] for name in meant if back.get(name) != native[name]}
         config.native_fields = {"model_type": self.name, **said_otherwise, **(extras or {})}
         return config
 
@@ -116,7 +116,7 @@ class Family:
         return {name: getattr(config, ours, None) for name, ours in self.fields.items()} | self.write(config)
 
     def _canonical(self, native: Fields) -> Fields:
-        """Also without token ids beyond the vocabulary: they never occur."""
+        """Also without token ids outside the vocabulary: they never occur."""
         none_beyond = {name: _within(native[name], native["vocab_size"]) for name in TOKEN_IDS if name in native}
         return self.canonical({**native, **none_beyond})
 
@@ -129,8 +129,8 @@ class Family:
 
 def _within(token_id: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
     if isinstance(token_id, list):
-        return [each for each in token_id if each < vocab_size] or None
-    return None if token_id is None or token_id >= vocab_size else token_id
+        return [each for each in token_id if 0 <= each < vocab_size] or None
+    return token_id if token_id is not None and 0 <= token_id < vocab_size else None
 
 
 def _meaning(name: str, value: Any, config: GPTConfig) -> Any:

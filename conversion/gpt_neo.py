@@ -13,8 +13,9 @@ TYPES = {pattern: attention_type for attention_type, pattern in PATTERNS.items()
 
 
 def canonical(native: Fields) -> Fields:
-    layers = GPTNeoConfig.expand_attention_types_params(native["attention_types"])
-    return native | {
+    types = GPTNeoConfig.expand_attention_types_params(native["attention_types"])
+    layers = native.get("attention_layers", types)  # what the class goes by; it is stored beside the types
+    return {name: value for name, value in native.items() if name != "attention_layers"} | {
         "attention_types": [[layers, 1]],
         "window_size": native["window_size"] if "local" in layers else None,
         "intermediate_size": native["intermediate_size"] or 4 * native["hidden_size"],

@@ -2,7 +2,7 @@
 
 from ..configuration_gpt import ATTENTION_PATTERNS, GPTConfig
 from .family import Family
-from .llama import BLOCK, FIELDS, SAME_NAMES
+from .llama import BLOCK, FIELDS, SAME_NAMES, whole_rotation
 from .mixtral import ROUTING
 from .storage import Fields, Storage
 from .weights import IN_TURNS, MXFP4, rule
@@ -18,7 +18,8 @@ DECODER = (
 
 
 def canonical(native: Fields) -> Fields:
-    return native if "sliding_attention" in native["layer_types"] else native | {"sliding_window": None}
+    window = native["sliding_window"] if "sliding_attention" in native["layer_types"] else None
+    return whole_rotation(native) | {"sliding_window": window}
 
 
 def read(native: Fields) -> Fields:

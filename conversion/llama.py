@@ -35,8 +35,15 @@ SAME_NAMES = (
 )
 
 
+def whole_rotation(native: Fields) -> Fields:
+    """These classes rotate whole heads, whatever `partial_rotary_factor` says."""
+    rope = {name: value for name, value in native["rope_parameters"].items() if name != "partial_rotary_factor"}
+    return native | {"rope_parameters": rope}
+
+
 def canonical(native: Fields) -> Fields:
-    return native | {"head_dim": native["head_dim"] or native["hidden_size"] // native["num_attention_heads"]}
+    head_dim = native["head_dim"] or native["hidden_size"] // native["num_attention_heads"]
+    return whole_rotation(native) | {"head_dim": head_dim}
 
 
 LLAMA = Family(

@@ -49,7 +49,10 @@ class PickleStorage(Storage):
 
     def write(self, folder: Path, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track) -> None:
         tensors = {name: weights.make(name).contiguous() for name in track(list(weights.meta))}
-        torch.save(self.payload(folder, fields, tensors), folder / self.file)
+        try:
+            torch.save(self.payload(folder, fields, tensors), folder / self.file)
+        except RuntimeError as error:  # in which PyTorch wraps errors of the system
+            raise OSError(f"{folder / self.file} could not be written: {error}") from None
 
     def payload(self, folder: Path, fields: Fields, tensors: dict[str, torch.Tensor]) -> Any:
         raise NotImplementedError

@@ -19,7 +19,8 @@ Fields = dict[str, Any]
 # Written anew, absorbed by `rope_parameters` or `attention_types`, or, as what names code to run, never handed on.
 NOT_KEPT = {
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
-    *("rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "attention_layers"),
+    *("rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"),
+    *("original_max_position_embeddings", "attention_layers"),
     *("auto_map", "quantization_config", "_name_or_path", "_commit_hash"),
 }
 
@@ -43,11 +44,10 @@ class Storage:
     def read_fields(self, folder: Path) -> tuple[Fields, Fields]:
         """Every field that the native class declares, defaults filled in; and what else config.json holds."""
         stored = read_json(folder / CONFIG_NAME)
-        quantised = (stored.get("quantization_config") or {}).get("quant_method", "mxfp4")
-        if quantised != "mxfp4":
-            raise ValueError(
-                f"quantization_config: weights quantised by {quantised} cannot be converted, plain ones can"
-            )
+        quantised = stored.get("quantization_config")
+        if quantised is not None and quantised.get("quant_method") != "mxfp4":
+            method = quantised.get("quant_method")
+            raise ValueError(f"quantization_config: weights quantised by {method} cannot be converted")
         native = CONFIG_MAPPING[self.model_type]
         try:
             config = native.from_dict({name: value for name, value in stored.items() if name != "quantization_config"})
@@ -55,10 +55,10 @@ class Storage:
             raise ValueError(f"{folder / CONFIG_NAME} is no configuration of {self.model_type}: {error}") from None
         common = {field.name for field in declared(PreTrainedConfig)}
         values = {field.name: getattr(config, field.name) for field in declared(native) if field.name not in common}
-        values |= {name: getattr(config, name) for name in ("tie_word_embeddings",) if hasattr(config, name)}
-        rope = values.get("rope_parameters")
-        if rope is not None:
-            values["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
+        values |= {name: getattr(config, name) for name in ("attention_layers",) if hasattr(config, name)}
+        if values.get("rope_parameters"):
+            config.standardize_rope_params()  # as every model does: a field beside them may have a say
+            values["rope_parameters"] = {n: value for n, value in config.rope_parameters.items() if n != "type"}
         known = {*values, *NOT_KEPT, *native.attribute_map}
         return values, {name: value for name, value in stored.items() if name not in known}
 

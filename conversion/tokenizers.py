@@ -9,6 +9,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
 from ..tokenization import tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
+from .storage import read_json
 
 TOKENIZER = "tokenizer.json"
 # What stands beside it, in one checkpoint or another.
@@ -55,7 +56,7 @@ def _build(source: Path) -> PreTrainedTokenizerBase | None:
 def _name_its_class(source: Path, out: Path) -> None:
     # Where it is not named, AutoTokenizer asks the model type, which is another one now.
     settings = out / TOKENIZER_CONFIG_FILE
-    stored = json.loads(settings.read_text()) if settings.is_file() else {}
+    stored = read_json(settings) if settings.is_file() else {}
     if "tokenizer_class" not in stored:
         stored["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
         settings.write_text(json.dumps(stored, indent=2) + "\n")

@@ -136,7 +136,10 @@ def _dequantise(tensors: Tensors, _: GPTConfig) -> Tensors:
     if blocks.device.type == "meta":
         experts, rows, groups, size = blocks.shape
         return [torch.empty(experts, 2 * groups * size, rows, dtype=torch.bfloat16, device="meta")]
-    return [convert_moe_packed_tensors(blocks, scales)]
+    values = convert_moe_packed_tensors(blocks, scales)
+    if not values.isfinite().all():
+        raise ValueError("experts in MXFP4 hold NaN or infinity: a scale is beyond all numbers")
+    return [values]
 
 
 def _shapes_of_mxfp4(tensors: Tensors, _: GPTConfig) -> Tensors:

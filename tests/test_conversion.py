@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.configuration_gpt import ACTIVATIONS
 from hf_gpt.conversion import FAMILIES, convert, export, verify
-from hf_gpt.conversion.weights import pieces
+from hf_gpt.conversion.weights import MXFP4, pieces
 
 SEEDS = range(6)
 families = pytest.mark.parametrize("family", NATIVE)
@@ -346,6 +346,37 @@ def test_a_changed_model_goes_back_where_the_change_allows(gpt2, tmp_path):
     assert back.config.resid_pdrop == 0.4
 
 
+@pytest.mark.parametrize(
+    ("family", "beside", "fields"),
+    [
+        ("llama", {"partial_rotary_factor": 0.5}, {"head_dim": 8, "rope_parameters": ROPE[0]}),
+        ("llama", {"original_max_position_embeddings": 12}, {"head_dim": 8, "rope_parameters": ROPE[4]}),
+        ("mixtral", {}, {"head_dim": 8, "rope_parameters": ROPE[0] | {"partial_rotary_factor": 0.5}}),
+        ("gpt_oss", {}, {"head_dim": 8, "rope_parameters": ROPE[0] | {"partial_rotary_factor": 0.5}}),
+        ("gpt_neo", {"attention_layers": ["global"] * 2}, {"attention_types": [[["local"], 2]], "num_layers": 2}),
+        ("llama", {"pad_token_id": -1}, {}),
+    ],
+)
+def test_what_config_json_says_twice_or_to_no_effect(family, beside, fields, tmp_path):
+    """The native class decides what counts."""
+    save_native(tmp_path / "native", family, **fields)
+    stored = json.loads((tmp_path / "native/config.json").read_text()) | beside
+    (tmp_path / "native/config.json").write_text(json.dumps(stored))
+    native = AutoModelForCausalLM.from_pretrained(tmp_path / "native", experts_implementation="eager")
+    ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
+    ids = random_ids(2, 30, high=native.config.vocab_size)
+    assert_close(ours(ids).logits, native(ids).logits)
+    export(tmp_path / "ours", tmp_path / "back", family)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back", experts_implementation="eager")
+    assert torch.equal(back(ids).logits, native(ids).logits)
+
+
+def test_a_scale_beyond_all_numbers_in_mxfp4():
+    blocks, scales = torch.full((1, 2, 1, 16), 0x77, dtype=torch.uint8), torch.full((1, 2, 1), 255, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="MXFP4 hold NaN or infinity"):
+        MXFP4.to_ours([blocks, scales], None)
+
+
 # --- what cannot be expressed --------------------------------------------------------------------------------------
 
 
@@ -390,6 +421,7 @@ def test_other_quantised_weights_are_refused(gpt2, tmp_path):
         ("mixtral", "llama", "mlp_layer_types="),
         ("mixtral", "mixtral", "mlp_layer_types=|moe_intermediate_size"),
         ("gpt_oss", "mixtral", "attention_bias=True"),
+        ("partial_rotary", "llama", "rope_parameters=.*partial_rotary_factor"),
         ("bare", "opt", "attention_bias=False|attention_output_bias=True"),
     ],
 )

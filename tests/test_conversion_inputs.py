@@ -66,6 +66,7 @@ MISSING = "transformer.h.1.mlp.c_fc.weight"
         ("transformer.ln_f.bias", torch.full((24,), float("nan")), r"transformer\.ln_f\.bias .* holds NaN or infinity"),
         ("transformer.ln_f.bias", torch.full((24,), float("-inf")), "holds NaN or infinity"),
         ("transformer.ln_f.bias", torch.ones(24, dtype=torch.int8), "is of type I8: expected one of F64, F32"),
+        ("transformer.ln_f.bias", torch.ones(24, dtype=torch.int64), "is of type torch.int64: expected floating point"),
     ],
 )
 def test_wrong_tensors(native, name, tensor, message):
@@ -83,6 +84,10 @@ def test_wrong_tensors(native, name, tensor, message):
         ("model_type", "hf_gpt", "is a model of hf_gpt already"),
         ("n_head", 7, "n_head=7 does not divide hidden_size=24|num_attention_heads=7"),
         ("n_layer", "two", "no configuration of gpt2"),
+        ("n_head", 0, "n_head=0: expected an integer of at least 1"),
+        ("model_type", ["gpt2"], r"no family \['gpt2'\]"),
+        ("quantization_config", "x", "no configuration of gpt2"),
+        ("quantization_config", {"load_in_8bit": True}, "quantised by None cannot be converted"),
         ("layer_norm_epsilon", 0.0, "layer_norm_epsilon=0.*: expected a positive number"),
     ],
 )
@@ -161,6 +166,20 @@ def test_a_damaged_pickle(native, content):
     (native / "model.safetensors").unlink()
     (native / "pytorch_model.bin").write_bytes(content)
     assert_refused(native, "truncated or damaged|is refused", (OSError, ValueError))
+
+
+@pytest.mark.parametrize("model_args", [{}, {"model_args": None}, {"model_args": {"n_layer": 1}}])
+def test_a_nanogpt_without_its_arguments(tmp_path, model_args):
+    (tmp_path / "native").mkdir()
+    torch.save({"model": {"a": torch.ones(2)}, **model_args}, tmp_path / "native/ckpt.pt")
+    assert_refused(tmp_path / "native", "has no configuration of nanogpt")
+
+
+def test_a_broken_tokenizer_is_known_before_weights_are_written(native, monkeypatch):
+    (native / "tokenizer.json").write_text("{}")
+    (native / "tokenizer_config.json").write_text("{")
+    monkeypatch.setattr(checkpoints, "save_file", None)
+    assert_refused(native, "tokenizer_config.json is no JSON")
 
 
 def test_no_such_folder(tmp_path):

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from native import save_native
 from safetensors.torch import load_file
 from tiny import make_model, random_ids
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from hf_gpt.conversion import convert
 from hf_gpt.modeling_gpt import AUTO_CLASSES
 
 # Runs where hf_gpt cannot be imported: loads a folder through an Auto class, saves it again, prints what it computes.
@@ -77,13 +79,26 @@ def test_loads_and_saves_again_without_hf_gpt(tmp_path):
             assert torch.allclose(torch.tensor(printed[auto_class]), torch.tensor(expected[auto_class]), atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["default", "learned", "banded"])
+@pytest.mark.parametrize("variant", ["default", "learned", "banded", "mixtral"])
 def test_every_auto_class_loads_one_checkpoint_without_hf_gpt(tmp_path, variant):
     make_model(variant, pad_token_id=0).save_pretrained(tmp_path / "saved")
     ids = random_ids(2, 5)
     printed = stranger(tmp_path / "saved", tmp_path / "again", ids, *AUTO_CLASSES)
     assert set(printed) == set(AUTO_CLASSES)
     assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "saved", ids)
+
+
+def test_a_converted_checkpoint_loads_without_hf_gpt(tmp_path):
+    """Its folder was not written by a model, but by the conversion."""
+    native = save_native(tmp_path / "native", "gpt_oss", eos_token_id=None, pad_token_id=None)
+    convert(tmp_path / "native", tmp_path / "ours")
+    ids = random_ids(2, 5, high=native.config.vocab_size)
+    printed = stranger(tmp_path / "ours", tmp_path / "again", ids, "AutoModelForCausalLM")
+    assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "ours", ids)
+    assert (
+        printed["AutoModelForCausalLM"]
+        == native.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+    )
 
 
 def test_every_auto_class_loads_one_checkpoint_with_hf_gpt(tmp_path, variant):
