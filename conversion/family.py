@@ -76,7 +76,8 @@ class Family:
         for name, value in meant.items():
             if name not in self.aside and meant_back.get(name) != value:
                 raise ValueError(f"{name}={value!r} in the configuration of this {self.name} has no equal in hf_gpt")
-        said_otherwise = {name: native[name] for name in meant if back.get(name) != native[name]}
+        said = {name: value for name, value in native.items() if name in meant}
+        said_otherwise = {name: value for name, value in said.items() if back.get(name) != value}
         config.native_fields = {"model_type": self.name, **said_otherwise, **(extras or {})}
         return config
 

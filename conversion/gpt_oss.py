@@ -15,11 +15,12 @@ DECODER = (
     rule(f"{EXPERTS}gate_up_proj_bias", f"{EXPERTS}gate_up_proj_bias", IN_TURNS),
     rule(f"{EXPERTS}down_proj_bias", f"{EXPERTS}down_proj_bias"),
 )
+FIXED_IN_OLD_VERSIONS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}  # no fields of transformers 5.17
 
 
 def canonical(native: Fields) -> Fields:
     window = native["sliding_window"] if "sliding_attention" in native["layer_types"] else None
-    return whole_rotation(native) | {"sliding_window": window}
+    return FIXED_IN_OLD_VERSIONS | whole_rotation(native) | {"sliding_window": window}
 
 
 def read(native: Fields) -> Fields:
