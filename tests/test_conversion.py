@@ -101,7 +101,7 @@ class TestEquality:
         assert fields(tmp_path / "again") == fields(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "laplace"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation, tmp_path):
     native = save_native(tmp_path / "native", "gpt2", activation_function=activation)
     ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
