@@ -31,11 +31,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = _weight_files(folder)
         self.meta: dict[str, torch.Tensor] = {}
         """Shape and dtype of every tensor, on the meta device."""
         self._readers: dict[str, Callable[[str], torch.Tensor]] = {}
-        for file in self.files:
+        for file in weight_files(folder):
             open_file = _open_safetensors if file.suffix == ".safetensors" else _open_pickle
             tensors, read = open_file(file)
             self.meta |= tensors
@@ -65,7 +64,13 @@ class Checkpoint:
         return tensor
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights: safetensors, or else pickles.
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is not there.
+        ValueError: the index is none, or points outside; or nothing tells which of several pickles it is.
+    """
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (folder / index).is_file():
             return _indexed_files(folder / index)

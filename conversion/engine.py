@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -137,14 +137,14 @@ def _clean(
     def expected(layout: tuple[Rule, ...]) -> dict[str, torch.Tensor]:
         found = {}
         for piece in pieces(layout, config, ours):
-            native = piece.to_native([ours[name] for name in piece.ours], config)
-            found |= dict(zip(piece.native, native, strict=True))
+            found |= _apply(piece, ours.__getitem__, config, to_ours=False)
         return found
 
-    layout = max(family.layouts, key=lambda each: len(expected(each).keys() & checkpoint.meta.keys()))
+    candidates = [(layout, expected(layout)) for layout in family.layouts]
+    layout, wanted = max(candidates, key=lambda each: len(each[1].keys() & checkpoint.meta.keys()))
     native_names = {each.ours[0]: each.native[0] for each in layout}
     _drop_tied_head(checkpoint, config, native_names.get(HEAD, HEAD), native_names[EMBEDDINGS])
-    _check(checkpoint, expected(layout))
+    _check(checkpoint, wanted)
     return layout
 
 
@@ -179,17 +179,21 @@ def _check(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
             )
 
 
+def _apply(
+    piece: Piece, read: Callable[[str], torch.Tensor], config: GPTConfig, to_ours: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors that a piece makes of those of the other side."""
+    if to_ours:
+        return dict(zip(piece.ours, piece.to_ours([read(name) for name in piece.native], config), strict=True))
+    return dict(zip(piece.native, piece.to_native([read(name) for name in piece.ours], config), strict=True))
+
+
 def _translate(checkpoint: Checkpoint, all_pieces: list[Piece], config: GPTConfig, to_ours: bool) -> Weights:
     """The tensors of the other side: their shapes at once, each of them when it is asked for."""
 
-    def apply(piece: Piece, read) -> dict[str, torch.Tensor]:
-        if to_ours:
-            return dict(zip(piece.ours, piece.to_ours([read(name) for name in piece.native], config), strict=True))
-        return dict(zip(piece.native, piece.to_native([read(name) for name in piece.ours], config), strict=True))
-
     meta, origins = {}, {}
     for piece in all_pieces:
-        made = apply(piece, checkpoint.meta.__getitem__)
+        made = _apply(piece, checkpoint.meta.__getitem__, config, to_ours)
         meta |= made
         origins |= dict.fromkeys(made, piece)
 
@@ -198,7 +202,7 @@ def _translate(checkpoint: Checkpoint, all_pieces: list[Piece], config: GPTConfi
     def make(name: str) -> torch.Tensor:
         if name not in latest:
             latest.clear()  # before the next are read
-            latest.update(apply(origins[name], checkpoint.read))
+            latest.update(_apply(origins[name], checkpoint.read, config, to_ours))
         return latest.pop(name)
 
     return Weights(meta, make)

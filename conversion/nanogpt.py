@@ -8,23 +8,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from .checkpoints import Checkpoint, Track, Weights, load_pickle
+from .checkpoints import Checkpoint, Track, Weights, load_pickle, weight_files
 from .family import Family
-from .gpt2 import BLOCK, OURS, Q_K_V
+from .gpt2 import GPT2
 from .storage import Fields, Storage, read_json
-from .weights import QKV, rule
+from .weights import TRANSPOSED
 
-WEIGHTS = (
-    rule("transformer.wte.weight", "model.embed_tokens.weight"),
-    rule("transformer.wpe.weight", "model.embed_positions.weight"),
-    rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
-    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, QKV),
-    rule(f"{BLOCK}attn.c_proj.*", f"{OURS}self_attn.o_proj.*"),
-    rule(f"{BLOCK}ln_2.*", f"{OURS}mlp_norm.*"),
-    rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*"),
-    rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*"),
-    rule("transformer.ln_f.*", "model.norm.*"),
-    rule("lm_head.weight", "lm_head.weight"),
+# GPT-2's rules, but for linear layers that are not transposed.
+WEIGHTS = tuple(
+    each._replace(operations=tuple(step for step in each.operations if step is not TRANSPOSED))
+    for each in GPT2.layouts[0]
 )
 FIELDS = {
     "n_layer": "num_hidden_layers",
@@ -77,7 +70,7 @@ class NanoGPTStorage(PickleStorage):
     peer = {"activation_function": "gelu"}
 
     def read_fields(self, folder: Path) -> tuple[Fields, Fields]:
-        payload = load_pickle(Checkpoint(folder).files[0])
+        payload = load_pickle(weight_files(folder)[0])
         return {"bias": True, "dropout": 0.0, **payload["model_args"]}, {}  # early versions had no `bias`
 
     def payload(self, folder: Path, fields: Fields, tensors: dict[str, torch.Tensor]) -> Any:

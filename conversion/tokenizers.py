@@ -25,8 +25,8 @@ PAIRS = (
 )
 
 
-def carry_tokenizer(source: Path, out: Path) -> bool:
-    """Put the tokenizer of `source` into `out` as a stock tokenizer.json. False where there is none.
+def carry_tokenizer(source: Path, out: Path) -> None:
+    """Put the tokenizer of `source`, if there is one, into `out` as a stock tokenizer.json.
 
     An existing tokenizer.json is copied as it is, with what stands beside it.
     """
@@ -35,11 +35,8 @@ def carry_tokenizer(source: Path, out: Path) -> bool:
             if (source / name).is_file():
                 shutil.copyfile(source / name, out / name)
         _name_its_class(source, out)
-        return True
-    tokenizer = _build(source)
-    if tokenizer is not None:
+    elif (tokenizer := _build(source)) is not None:
         tokenizer.save_pretrained(out)
-    return tokenizer is not None
 
 
 def _build(source: Path) -> PreTrainedTokenizerBase | None:

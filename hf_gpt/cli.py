@@ -211,11 +211,12 @@ def convert_command(
     max_shard_size: ShardSize = SHARD_SIZE,
 ) -> None:
     """Make a model of hf_gpt from a native checkpoint; its family is recognised. Run again, it goes on where it was."""
-    family = recognise(locate(src)).name
-    convert(src, out, max_shard_size=max_shard_size, show_progress=True)
+    source = locate(src)
+    family = recognise(source).name
+    convert(source, out, max_shard_size=max_shard_size, show_progress=True)
     console.print(f"{out}: hf_gpt, from {family}")
     if verify:
-        print_verification(ours=out, native=src, family=family)
+        print_verification(ours=out, native=source, family=family)
 
 
 @app.command("export")
@@ -227,10 +228,11 @@ def export_command(
     max_shard_size: ShardSize = SHARD_SIZE,
 ) -> None:
     """Make a native checkpoint from a model of hf_gpt, or say what the family cannot express."""
-    export(src, out, to, max_shard_size=max_shard_size, show_progress=True)
+    source = locate(src)
+    export(source, out, to, max_shard_size=max_shard_size, show_progress=True)
     console.print(f"{out}: {to}, from hf_gpt")
     if verify:
-        print_verification(ours=src, native=out, family=to)
+        print_verification(ours=source, native=out, family=to)
 
 
 @app.command()
