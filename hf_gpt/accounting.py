@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .attention_patterns import build_pattern
 from .configuration_gpt import GPTConfig
 from .modeling_gpt import GPTForCausalLM
 from .moe import Experts
@@ -58,11 +59,12 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
     multiplied = sum(m.numel() for m in matrices) + round((1 - idle) * sum(p.numel() for p in experts if p.ndim == 3))
 
     per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
-    layers, keys_seen = [], 0.0
-    for pattern, block in zip(config.attention_patterns, model.model.layers, strict=True):
-        window = min(context, config.sliding_window) if pattern == "banded" else context
-        # query q sees min(q + 1, window) keys; the mean over the context
-        keys_seen += (window * (window + 1) / 2 + (context - window) * window) / context
-        layers.append(LayerAccount(pattern, sum(p.numel() for p in block.parameters()), per_token, window))
+    patterns = {name: build_pattern(config, name) for name in config.attention_patterns}
+    seen = {name: sum(map(pattern.keys_seen, range(context))) / context for name, pattern in patterns.items()}
+    keys_seen = sum(seen[name] for name in config.attention_patterns)
+    layers = [
+        LayerAccount(name, sum(p.numel() for p in block.parameters()), per_token, patterns[name].keys_kept(context))
+        for name, block in zip(config.attention_patterns, model.model.layers, strict=True)
+    ]
     attention = 4 * config.num_attention_heads * config.head_dim * keys_seen  # scores, and the sum of values
     return Account(total, active, 2 * multiplied + attention, layers)

@@ -3,12 +3,15 @@
 import torch
 from torch import nn
 from transformers import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_masks import Chosen, Pieces
 from .configuration_gpt import GPTConfig
 from .linear import Linear
 from .norms import build_norm
 from .positions import build_rotation, keep
+from .sparse_attention import Batch, Piece, attend_by_pieces
 
 
 def eager_attention(
@@ -47,6 +50,39 @@ def eager_attention(
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
     output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
     return output.view(query.shape).transpose(1, 2).contiguous(), probabilities
+
+
+def sdpa_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | Pieces | Chosen | None,
+    scaling: float,
+    dropout: float = 0.0,
+    s_aux: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """The same by kernels: sparse patterns in pieces, sinks included; the rest by transformers' sdpa."""
+    if isinstance(attention_mask, Pieces):
+        return attend_by_pieces(query, key, value, s_aux, attention_mask.jobs, scaling, dropout), None
+    if isinstance(attention_mask, Chosen):
+        key, value, attention_mask = attention_mask.of(key), attention_mask.of(value), attention_mask.mask
+    if s_aux is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if kwargs.get("cache") is not None:
+        raise ValueError("generate_batch with attention sinks: choose attn_implementation='paged|eager'")
+    causal = attention_mask is None and query.shape[2] > 1
+    if causal:  # of a static cache, only what is filled
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    jobs = [(Batch(), [Piece(keep, keep, causal, attention_mask)])]
+    return attend_by_pieces(query, key, value, s_aux, jobs, scaling, dropout), None
+
+
+# Ours know attention sinks, and `sdpa` the pieces of sparse patterns.
+OURS = {"eager": eager_attention, "sdpa": sdpa_attention}
 
 
 class GPTAttention(nn.Module):
@@ -103,7 +139,8 @@ class GPTAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        implementation = self.config._attn_implementation
+        attend = OURS.get(implementation) or ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         output, probabilities = attend(
             self,
             query,

@@ -13,8 +13,21 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # An attention pattern, and the standard layer type by which the rest of the ecosystem knows its cache.
-LAYER_TYPES = {"dense": "full_attention", "banded": "sliding_attention"}
-ATTENTION_PATTERNS = {layer_type: pattern for pattern, layer_type in LAYER_TYPES.items()}
+LAYER_TYPES = {
+    "dense": "full_attention",
+    "banded": "sliding_attention",
+    "strided": "full_attention",
+    "fixed": "full_attention",
+}
+# The pattern that a layer type alone means.
+ATTENTION_PATTERNS = {"full_attention": "dense", "sliding_attention": "banded"}
+
+# What the patterns need to know.
+PATTERN_FIELDS = {
+    "sliding_window": ("banded",),
+    "attention_stride": ("strided", "fixed"),
+    "attention_summary_size": ("fixed",),
+}
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 
@@ -197,11 +210,16 @@ class GPTConfig(PreTrainedConfig):
     qk_norm: bool = flag(False)
     """Normalise queries and keys over each head before positions are applied."""
     attention_patterns: list[str] | None = strings()
-    """`dense` or `banded` for each layer; all dense by default (GPT-3, GPT-Neo and gpt-oss alternate)."""
+    """`dense`, `banded` (GPT-3, GPT-Neo, gpt-oss), `strided` or `fixed` (Child et al. 2019, section 4.3) for each
+    layer; all dense by default."""
     layer_types: list[str] | None = strings()
-    """The same in the ecosystem's names, `full_attention` and `sliding_attention`; follows from the patterns."""
+    """The form of each layer's cache, as others name it: `sliding_attention` for banded, else `full_attention`."""
     sliding_window: int | None = size(None, least=2)
     """Number of keys, its own included, that a query of a banded layer sees; transformers' caches cannot hold 1."""
+    attention_stride: int | None = size(None, least=2)
+    """Keys in the block of a fixed layer, or in the band of a strided one and between its columns (128 there)."""
+    attention_summary_size: int | None = size(None)
+    """Last keys of each block that the later blocks of a fixed layer see (8 to 32 there)."""
 
     # --- positions -----------------------------------------------------------------------------------------------
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
@@ -296,7 +314,7 @@ class GPTConfig(PreTrainedConfig):
         self._refuse_misspelt(kwargs)
         self._check_fields()
         self._derive_fields()
-        self._refuse_idle_window()
+        self._refuse_idle_sizes()
         if self.position_embedding_type != "rope":
             self._refuse_rope(kwargs)
             del self.rope_parameters
@@ -471,8 +489,15 @@ class GPTConfig(PreTrainedConfig):
                 f"layer_types={self.layer_types} contradicts attention_patterns={self.attention_patterns}: "
                 "give one of the two"
             )
-        if "banded" in self.attention_patterns and self.sliding_window is None:
-            raise ValueError("sliding_window=None: the banded layers in attention_patterns need a number of keys")
+        for name, patterns in PATTERN_FIELDS.items():
+            if getattr(self, name) is None and (needed := set(patterns) & set(self.attention_patterns)):
+                kind = " and ".join(sorted(needed))
+                raise ValueError(f"{name}=None: the {kind} layers in attention_patterns need a number of keys")
+        if self.attention_summary_size is not None and self.attention_summary_size > self.attention_stride:
+            raise ValueError(
+                f"attention_summary_size={self.attention_summary_size}: expected at most "
+                f"attention_stride={self.attention_stride}"
+            )
 
     def _check_experts(self) -> None:
         experts, sparse = self.num_local_experts, "sparse" in self.mlp_layer_types
@@ -488,12 +513,14 @@ class GPTConfig(PreTrainedConfig):
                 f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
             )
 
-    def _refuse_idle_window(self) -> None:
-        if self.sliding_window is not None and "banded" not in self.attention_patterns:
-            raise ValueError(
-                f"sliding_window={self.sliding_window} without a banded layer: leave it out, or name the banded "
-                "layers in attention_patterns"
-            )
+    def _refuse_idle_sizes(self) -> None:
+        for name, patterns in PATTERN_FIELDS.items():
+            if getattr(self, name) is not None and not set(patterns) & set(self.attention_patterns):
+                kind = " or ".join(patterns)
+                raise ValueError(
+                    f"{name}={getattr(self, name)} without a {kind} layer: leave it out, or name the {kind} layers in "
+                    "attention_patterns"
+                )
 
     def _drop_idle_window(self) -> None:
         # Unlike a constructor's argument, a window that a tool set on a finished configuration (transformers' own tests

@@ -32,7 +32,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
-from .attention_patterns import create_attention_masks
+from .attention_masks import create_attention_masks
+from .caches import shape_cache
 from .configuration_gpt import GPTConfig
 from .feed_forward import MLP, GatedMLP
 from .linear import Linear
@@ -126,6 +127,7 @@ class GPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock", "SharedNormBlock"]
     _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -149,10 +151,13 @@ class GPTPreTrainedModel(PreTrainedModel):
         return GPTPreTrainedModel.has_built_experts
 
     @property
-    def _supports_sdpa(self) -> bool:
-        return not self.config.attention_sinks  # it would leave them out, and say nothing
+    def _supports_flash_attn(self) -> bool:
+        return not self.config.attention_sinks and not {"strided", "fixed"} & set(self.config.attention_patterns)
 
-    _supports_flash_attn = _supports_sdpa
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """Choose the attention implementation, as in the base class; none that would leave something out in silence."""
+        refuse_implementation(self.config, attn_implementation or "")
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _grouped_mm_can_dispatch(self) -> bool:
         for name in ("hidden_size", "moe_intermediate_size"):
@@ -198,6 +203,21 @@ class GPTPreTrainedModel(PreTrainedModel):
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def refuse_implementation(config: GPTConfig, implementation: str) -> None:
+    """Raise a ValueError for an attention implementation that does not know what the model is made of."""
+    sparse = [pattern for pattern in ("strided", "fixed") if pattern in config.attention_patterns]
+    if sparse and ("flash" in implementation or "paged" in implementation):
+        raise ValueError(
+            f"attn_implementation={implementation!r} knows no {' or '.join(sparse)} layers (attention_patterns): "
+            "choose sdpa, eager or flex_attention"
+        )
+    if config.attention_sinks and ("flash" in implementation or implementation == "paged|sdpa"):
+        raise ValueError(
+            f"attn_implementation={implementation!r} would leave out the attention sinks (attention_sinks): choose "
+            "sdpa, eager or, on an accelerator, flex_attention"
+        )
 
 
 def broken_weights(checkpoint: str | Path) -> str:
@@ -271,6 +291,7 @@ class GPTModel(GPTPreTrainedModel):
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        shape_cache(self.config, past_key_values, attention_mask, inputs_embeds.shape[1])
 
         hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)
@@ -325,6 +346,18 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         sparse = "sparse" in config.mlp_layer_types
         self.balances_in_training = sparse and config.router_aux_loss_coef > 0
         self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        shape_cache(self.config, cache, None, 0)
+        if generation_config.is_assistant and cache is not None:
+            cache.activate_past_recording()  # once more: the layers may be new
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Start continuous batching (`generate_batch`), as in transformers; it has no strided or fixed layers."""
+        refuse_implementation(self.config, "paged")
+        return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple
     def forward(

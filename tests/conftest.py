@@ -7,12 +7,19 @@ import pytest
 import torch
 from tiny import VARIANTS
 
+from hf_gpt import attention_masks
+
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 
 @pytest.fixture(params=VARIANTS)
 def variant(request) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def tiny_sequences_are_cut_like_long_ones(monkeypatch):
+    monkeypatch.setattr(attention_masks, "FEWEST_QUERIES", 2)
 
 
 @pytest.fixture(autouse=True)

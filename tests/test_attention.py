@@ -10,7 +10,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_gpt.attention import GPTAttention, eager_attention
-from hf_gpt.attention_patterns import create_attention_masks
+from hf_gpt.attention_masks import create_attention_masks
 
 LENGTH = 9
 

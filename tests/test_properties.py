@@ -10,7 +10,7 @@ from tiny import random_ids
 from transformers import set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from hf_gpt.configuration_gpt import ACTIVATIONS, ROPE_TYPES
+from hf_gpt.configuration_gpt import ACTIVATIONS, LAYER_TYPES, ROPE_TYPES
 
 probabilities = st.sampled_from([0.0, 0.1])
 
@@ -39,7 +39,7 @@ def configurations(draw) -> dict:
     """Mostly valid ones: a draw now and then makes no sense, and must be refused."""
     heads, layers = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3]))
     head_dim = draw(st.sampled_from([4, 8]))
-    patterns = draw(st.none() | st.lists(st.sampled_from(["dense", "banded"]), min_size=layers, max_size=layers))
+    patterns = draw(st.none() | st.lists(st.sampled_from(list(LAYER_TYPES)), min_size=layers, max_size=layers))
     position = draw(st.sampled_from(["rope", "rope", "learned", "sinusoidal", "none"]))
     return {
         "vocab_size": 99,
@@ -76,6 +76,8 @@ def configurations(draw) -> dict:
         "qk_norm": draw(st.booleans()),
         "attention_patterns": patterns,
         "sliding_window": draw(st.sampled_from([1, 3, 50])) if "banded" in (patterns or ()) else None,
+        "attention_stride": draw(st.sampled_from([None, 2, 5])) if {"strided", "fixed"} & set(patterns or ()) else None,
+        "attention_summary_size": draw(st.sampled_from([None, 1, 3])) if "fixed" in (patterns or ()) else None,
         "embedding_dropout": draw(probabilities),
         "residual_dropout": draw(probabilities),
         "attention_dropout": draw(probabilities),

@@ -35,6 +35,17 @@ VARIANTS = {
     },
     "factorised": {"embedding_size": 24},
     "banded": {"attention_patterns": ["banded", "dense"], "sliding_window": 4},
+    "strided": {"attention_patterns": ["strided", "dense"], "attention_stride": 3, "num_key_value_heads": 2},
+    "fixed": {"attention_patterns": ["dense", "fixed"], "attention_stride": 4, "attention_summary_size": 2},
+    "sparse_transformer": {
+        "attention_patterns": ["fixed", "strided", "banded"],
+        "num_hidden_layers": 3,
+        "attention_stride": 3,
+        "attention_summary_size": 1,
+        "sliding_window": 2,
+        "attention_sinks": True,
+        "position_embedding_type": "learned",
+    },
     "gptj": {
         "parallel_residual": True,
         "shared_norm": True,
@@ -75,12 +86,13 @@ VARIANTS = {
 }
 
 
-# Attention sinks would be left out by sdpa: it is refused there.
-IMPLEMENTATIONS = [
-    (variant, implementation)
+IMPLEMENTATIONS = [(variant, implementation) for variant in VARIANTS for implementation in ("eager", "sdpa")]
+
+# What FlashAttention can be given, and continuous batching.
+FLASH = [
+    variant
     for variant, fields in VARIANTS.items()
-    for implementation in ("eager", "sdpa")
-    if implementation == "eager" or not fields.get("attention_sinks")
+    if not {"strided", "fixed"} & set(fields.get("attention_patterns", ()))
 ]
 
 

@@ -1,0 +1,202 @@
+"""Attention over a union of pieces, each a batch of small attentions: what a sparse pattern costs, and no more.
+
+A query that finds its keys in several pieces gets the softmax over all of them: the outputs of the pieces are weighted
+by their log-sum-exp, and backward each piece is handed the combined output and log-sum-exp, as in ring attention (Liu
+et al. 2023). An attention sink is one more term of the same sum. Pieces are views of queries and keys: nothing of
+length by length is made.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+# The kernels behind scaled_dot_product_attention on a CPU, with their log-sum-exp.
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class Piece(NamedTuple):
+    """X small attentions between some queries and some keys of one sequence."""
+
+    queries: Callable[[torch.Tensor], torch.Tensor]  # (heads, queries, d) to (X, heads, q, d), a view
+    keys: Callable[[torch.Tensor], torch.Tensor]  # (kv_heads, keys, d) to (X, kv_heads, [parts,] k, d), a view
+    causal: bool = False  # the i-th query sees the first i + 1 keys
+    mask: torch.Tensor | None = None  # (q, parts x k) or (X, 1, q, parts x k), True where a key is seen
+    adds: bool = False  # to queries that an earlier piece has reached
+    overlaps: bool = False  # the parts of different attentions share keys
+
+
+class Span(NamedTuple):
+    """A sequence: consecutive slots of one row, whose queries are the last of its keys."""
+
+    row: int
+    first_query: int
+    first_key: int
+    queries: int
+    keys: int
+
+    def of_queries(self, states: torch.Tensor) -> torch.Tensor:
+        return states[self.row, :, self.first_query : self.first_query + self.queries]
+
+    def of_keys(self, states: torch.Tensor) -> torch.Tensor:
+        return states[self.row, :, self.first_key : self.first_key + self.keys]
+
+
+class Batch(NamedTuple):
+    """All rows at once, as they are."""
+
+    def of_queries(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+    of_keys = of_queries
+
+
+Jobs = Sequence[tuple[Span | Batch, Sequence[Piece]]]
+
+
+def attend_by_pieces(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    jobs: Jobs,
+    scaling: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Softmax attention of every query over the keys of all its pieces, and the sink.
+
+    Args:
+        query: (B, heads, T, head_dim).
+        key, value: (B, kv_heads, keys, head_dim).
+        sinks: (heads,), the score of a key without a value.
+        jobs: the pieces of each sequence. Queries outside all of them get zeros.
+
+    Returns:
+        (B, T, heads, head_dim).
+    """
+    if query.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+        return UnionAttention.apply(query, key, value, sinks, jobs, scaling).transpose(1, 2)
+    output, _ = combine(query, key, value, sinks, jobs, Plain(scaling, dropout))
+    return output.transpose(1, 2)
+
+
+def combine(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    jobs: Jobs,
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, (B, heads, T, head_dim), and the log-sum-exp, (B, heads, T, 1), with every piece by `attend`."""
+    batch, heads, length, head_dim = query.shape
+    output = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
+    total = query.new_zeros(batch, heads, length, 1, dtype=torch.promote_types(query.dtype, torch.float32))
+    keep = {"copy": torch.is_grad_enabled()}  # what autograd needs of tensors that are then overwritten
+    for span, pieces in jobs:
+        q, k, v = span.of_queries(query), span.of_keys(key), span.of_keys(value)
+        for piece in pieces:
+            part, logsumexp = attend(piece, piece.queries(q), *(piece.keys(x).flatten(2, -2) for x in (k, v)))
+            part_of_output = piece.queries(span.of_queries(output))
+            part_of_total = piece.queries(span.of_queries(total))
+            if piece.adds:
+                before, sofar = part_of_output.to(total.dtype, **keep), part_of_total.to(total.dtype, **keep)
+                part = torch.lerp(before, part.to(total.dtype), torch.sigmoid(logsumexp - sofar))
+                logsumexp = torch.logaddexp(sofar, logsumexp)
+            part_of_output.copy_(part)
+            part_of_total.copy_(logsumexp)
+    if sinks is not None:
+        sink = sinks[:, None, None].to(total.dtype)
+        output = (output * torch.sigmoid(total - sink)).to(query.dtype)
+        total = torch.logaddexp(total, sink)
+    return output, total
+
+
+class Plain(NamedTuple):
+    """One piece in differentiable operations, for every device, for dropout, and for compilers."""
+
+    scaling: float
+    dropout: float
+
+    def __call__(
+        self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        groups = key.shape[:2]  # (X, kv_heads): the heads that share a key stand as more queries of one head
+        scores = query.reshape(*groups, -1, query.shape[-1]) @ key.transpose(-2, -1) * self.scaling
+        scores = scores.view(*query.shape[:3], -1)  # (X, heads, q, k)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril() if piece.causal else piece.mask
+        if mask is not None:
+            scores = scores + additive(mask, scores)
+        logsumexp = scores.logsumexp(dim=-1, keepdim=True)
+        probabilities = nn.functional.dropout((scores - logsumexp).exp(), self.dropout).to(value.dtype)
+        output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
+        return output.view(query.shape), logsumexp
+
+
+class UnionAttention(torch.autograd.Function):
+    """`combine` by the kernels of the CPU. It keeps queries, keys, values, the output and one number for each query."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+        jobs: Jobs,
+        scaling: float,
+    ) -> torch.Tensor:
+        def attend(piece, q, k, v):
+            output, logsumexp = FLASH(q, k, v, 0.0, piece.causal, attn_mask=additive(piece.mask, q), scale=scaling)
+            return output, logsumexp[..., None]
+
+        output, total = combine(query, key, value, sinks, jobs, attend)
+        ctx.save_for_backward(query, key, value, sinks, output, total)
+        ctx.jobs, ctx.scaling = jobs, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, sinks, output, total = ctx.saved_tensors
+        grads = tuple(torch.zeros_like(states) for states in (query, key, value))
+        for span, pieces in ctx.jobs:
+            by_query = tuple(span.of_queries(x) for x in (gradient, query, output, total))
+            by_key = tuple(span.of_keys(x) for x in (key, value))
+            for piece in pieces:
+                g, q, o, t = (piece.queries(x) for x in by_query)
+                k, v = (piece.keys(x).flatten(2, -2) for x in by_key)
+                mask = additive(piece.mask, q)
+                of_query, *of_keys = FLASH_BACKWARD(
+                    g, q, k, v, o, t[..., 0].contiguous(), 0.0, piece.causal, attn_mask=mask, scale=ctx.scaling
+                )
+                piece.queries(span.of_queries(grads[0])).add_(of_query)
+                for whole, part in zip(grads[1:], of_keys, strict=True):
+                    add_to_keys(piece.keys(span.of_keys(whole)), part, piece.overlaps)
+        of_sinks = None
+        if sinks is not None:  # a sink draws probability from the keys, and has no value
+            share = torch.exp(sinks[:, None, None] - total)
+            of_sinks = -(share * (gradient * output).sum(-1, keepdim=True)).sum((0, 2, 3)).to(sinks.dtype)
+        return *grads, of_sinks, None, None
+
+
+def additive(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
+    """The form in which the kernels take a mask, (X or 1, 1, q, k). A query that sees nothing keeps a finite score."""
+    if mask is None:
+        return None
+    mask = mask.to(states.device).view((1,) * (4 - mask.ndim) + mask.shape)
+    if mask.dtype != torch.bool:
+        return mask.to(states.dtype)
+    return torch.zeros_like(mask, dtype=states.dtype).masked_fill_(~mask, torch.finfo(states.dtype).min)
+
+
+def add_to_keys(whole: torch.Tensor, part: torch.Tensor, overlaps: bool) -> None:
+    """Add the gradient of a piece's keys, (X, kv_heads, parts x k, d), to its view of that of all keys."""
+    part = part.unflatten(2, whole.shape[2:-1])
+    if not overlaps:
+        whole.add_(part)
+        return
+    for index in range(whole.shape[2]):  # the same part of different attentions shares nothing
+        whole[:, :, index].add_(part[:, :, index])
