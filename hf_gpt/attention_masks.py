@@ -29,12 +29,18 @@ class Pieces(NamedTuple):
 
     jobs: list[tuple[Span, list[Piece]]]
 
+    def contiguous(self) -> "Pieces":
+        return self  # generate() asks this of every mask that it makes for a static cache
+
 
 class Chosen(NamedTuple):
     """The keys that one query of each row sees."""
 
     slots: torch.Tensor  # (B or 1, M), of the layer's keys
-    mask: torch.Tensor | None  # (B, 1, 1, M), False where a slot stands for none
+    mask: torch.Tensor  # (B, 1, 1, M), False where a slot stands for none
+
+    def contiguous(self) -> "Chosen":
+        return Chosen(self.slots.contiguous(), self.mask.contiguous())
 
     def of(self, states: torch.Tensor) -> torch.Tensor:
         """(B, kv_heads, keys, head_dim) to (B, kv_heads, M, head_dim)."""

@@ -72,16 +72,13 @@ class Banded(NamedTuple):
         return [*pieces, self._corner(past, queries - tail, queries)] if tail else pieces
 
     def _corner(self, past: int, start: int, stop: int) -> Piece:
-        """Queries from `start` to `stop` at once."""
         first = max(0, past + start - self.window + 1)
-        keys_of = whole(first, past + stop)
         if first == past + start and stop - start <= self.window:
-            return Piece(whole(start, stop), keys_of, causal=True)
-        return Piece(whole(start, stop), keys_of, mask=self._mask(stop - start, past + stop - first))
+            return Piece(whole(start, stop), whole(first, past + stop), causal=True)
+        return Piece(whole(start, stop), whole(first, past + stop), mask=self._mask(stop - start, past + stop - first))
 
     def _mask(self, queries: int, keys: int) -> torch.Tensor:
-        distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
-        return (distance >= 0) & (distance < self.window)
+        return causal_mask(queries, keys).triu(keys - queries - self.window + 1)
 
 
 class Strided(NamedTuple):
@@ -120,7 +117,7 @@ class Strided(NamedTuple):
             first = max(1, -(-(past - phase) // stride))  # the row of their first query that sees an earlier one
             if last <= first:
                 continue
-            seen = None if first == 1 else torch.ones(last - first, last - 1, dtype=torch.bool).tril(first - 1)
+            seen = None if first == 1 else causal_mask(last - first, last - 1)
             queries_of = phases(phase - past + first * stride, width, stride, last - first)
             columns.append(Piece(queries_of, phases(phase, width, stride, last - 1), seen is None, seen, adds=True))
         return Banded(stride).pieces(keys, queries) + columns
@@ -152,16 +149,20 @@ class Fixed(NamedTuple):
         last = torch.arange(self.stride - self.summary, self.stride, device=position.device)
         blocks = torch.arange(most // self.stride, device=position.device)[:, None]
         summaries = (blocks * self.stride + last).flatten()  # (blocks x summary)
-        keys = torch.cat((own, summaries.expand(len(position), -1)), dim=1)
-        own_block = torch.arange(keys.shape[1], device=position.device) < self.stride
-        return keys.masked_fill((keys // self.stride == block) != own_block, -1)
+        own = own.masked_fill(own // self.stride != block, -1)
+        summaries = torch.where(summaries // self.stride < block, summaries, -1)
+        return torch.cat((own, summaries), dim=1)
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:
         """Every block by itself; then groups of queries with the summaries of all earlier blocks."""
         stride, past = self.stride, keys - queries
         head = min(queries, -past % stride)  # the rest of a block that the past has begun
         blocks, tail = divmod(queries - head, stride)
-        pieces = [Banded(stride)._corner(past, 0, head)] if head else []
+        pieces = []
+        if head:
+            begun = past - past % stride
+            seen = causal_mask(head, past + head - begun)
+            pieces.append(Piece(whole(0, head), whole(begun, past + head), mask=seen))
         for first, count in chunks(blocks, stride):
             start = head + first * stride
             pieces.append(Piece(rows(start, stride, count), rows(past + start, stride, count), causal=True))
@@ -204,6 +205,11 @@ def chunks(blocks: int, block: int) -> Iterator[tuple[int, int]]:
     """The first of several blocks of `block` queries, and how many: about CHUNK queries each time."""
     step = max(1, CHUNK // block)
     return ((first, min(step, blocks - first)) for first in range(0, blocks, step))
+
+
+def causal_mask(queries: int, keys: int) -> torch.Tensor:
+    """True where a key is not later than the query; the queries are the last of the keys. (queries, keys)"""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 def whole(start: int, stop: int) -> View:

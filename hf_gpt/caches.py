@@ -85,8 +85,8 @@ class FixedLayer(DynamicLayer):
         removable = self.cumulative_length - self.pruned_at
         if remove > removable and not self.record_past:
             raise RuntimeError(
-                f"cannot remove {remove} tokens: only {removable} have come since a block was complete and its keys were "
-                "dropped. Call activate_past_recording() on the cache first."
+                f"cannot remove {remove} tokens: only {removable} have come since a block was complete and its keys "
+                "were dropped. Call activate_past_recording() on the cache first."
             )
         if remove > 0:
             kept = self.positions.shape[1] - remove

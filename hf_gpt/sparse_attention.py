@@ -82,45 +82,30 @@ def attend_by_pieces(
     return output.transpose(1, 2)
 
 
-def combine(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    jobs: Jobs,
-    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, (B, heads, T, head_dim), and the log-sum-exp, (B, heads, T, 1), with every piece by `attend`."""
-    batch, heads, length, head_dim = query.shape
-    output = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
-    total = query.new_zeros(batch, heads, length, 1, dtype=torch.promote_types(query.dtype, torch.float32))
-    keep = {"copy": torch.is_grad_enabled()}  # what autograd needs of tensors that are then overwritten
-    for span, pieces in jobs:
-        q, k, v = span.of_queries(query), span.of_keys(key), span.of_keys(value)
-        for piece in pieces:
-            part, logsumexp = attend(piece, piece.queries(q), *(piece.keys(x).flatten(2, -2) for x in (k, v)))
-            part_of_output = piece.queries(span.of_queries(output))
-            part_of_total = piece.queries(span.of_queries(total))
-            if piece.adds:
-                before, sofar = part_of_output.to(total.dtype, **keep), part_of_total.to(total.dtype, **keep)
-                part = torch.lerp(before, part.to(total.dtype), torch.sigmoid(logsumexp - sofar))
-                logsumexp = torch.logaddexp(sofar, logsumexp)
-            part_of_output.copy_(part)
-            part_of_total.copy_(logsumexp)
-    if sinks is not None:
-        sink = sinks[:, None, None].to(total.dtype)
-        output = (output * torch.sigmoid(total - sink)).to(query.dtype)
-        total = torch.logaddexp(total, sink)
-    return output, total
+class Kernels(NamedTuple):
+    """Pieces by the kernels of the CPU, written where they belong."""
+
+    scaling: float
+
+    def attend(
+        self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = additive(piece.mask, query)
+        output, logsumexp = FLASH(query, key, value, 0.0, piece.causal, attn_mask=mask, scale=self.scaling)
+        return output, logsumexp[..., None]
+
+    def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        piece.queries(whole).copy_(part)
+        return whole
 
 
 class Plain(NamedTuple):
-    """One piece in differentiable operations, for every device, for dropout, and for compilers."""
+    """Pieces in differentiable operations: for every device, for dropout, and for compilers."""
 
     scaling: float
     dropout: float
 
-    def __call__(
+    def attend(
         self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         groups = key.shape[:2]  # (X, kv_heads): the heads that share a key stand as more queries of one head
@@ -135,9 +120,47 @@ class Plain(NamedTuple):
         output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
         return output.view(query.shape), logsumexp
 
+    def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        if part.shape == whole.shape:
+            return part
+        slots = piece.queries(torch.arange(whole.shape[1], device=whole.device)[None, :, None]).flatten()
+        return whole.index_copy(1, slots, part.transpose(0, 1).flatten(1, 2).to(whole.dtype))
+
+
+def combine(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    jobs: Jobs,
+    by: Kernels | Plain,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, (B, heads, T, head_dim), and the log-sum-exp of all scores, (B, heads, T, 1)."""
+    batch, heads, length, head_dim = query.shape
+    output = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
+    total = query.new_zeros(batch, heads, length, 1, dtype=torch.promote_types(query.dtype, torch.float32))
+    for span, pieces in jobs:
+        q, k, v = span.of_queries(query), span.of_keys(key), span.of_keys(value)
+        o, t = span.of_queries(output), span.of_queries(total)
+        for piece in pieces:
+            part, logsumexp = by.attend(piece, piece.queries(q), *(piece.keys(x).flatten(2, -2) for x in (k, v)))
+            if piece.adds:
+                before, sofar = piece.queries(o).to(t.dtype), piece.queries(t)
+                part = torch.lerp(before, part.to(t.dtype), torch.sigmoid(logsumexp - sofar))
+                logsumexp = torch.logaddexp(sofar, logsumexp)
+            o, t = by.put(piece, o, part), by.put(piece, t, logsumexp)
+        if not isinstance(by, Kernels):
+            span.of_queries(output).copy_(o)
+            span.of_queries(total).copy_(t)
+    if sinks is not None:
+        sink = sinks[:, None, None].to(total.dtype)
+        output = (output * torch.sigmoid(total - sink)).to(query.dtype)
+        total = torch.logaddexp(total, sink)
+    return output, total
+
 
 class UnionAttention(torch.autograd.Function):
-    """`combine` by the kernels of the CPU. It keeps queries, keys, values, the output and one number for each query."""
+    """`combine` by kernels. It keeps queries, keys, values, the output and one number for each query and head."""
 
     @staticmethod
     def forward(
@@ -149,11 +172,7 @@ class UnionAttention(torch.autograd.Function):
         jobs: Jobs,
         scaling: float,
     ) -> torch.Tensor:
-        def attend(piece, q, k, v):
-            output, logsumexp = FLASH(q, k, v, 0.0, piece.causal, attn_mask=additive(piece.mask, q), scale=scaling)
-            return output, logsumexp[..., None]
-
-        output, total = combine(query, key, value, sinks, jobs, attend)
+        output, total = combine(query, key, value, sinks, jobs, Kernels(scaling))
         ctx.save_for_backward(query, key, value, sinks, output, total)
         ctx.jobs, ctx.scaling = jobs, scaling
         return output

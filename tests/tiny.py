@@ -38,11 +38,9 @@ VARIANTS = {
     "strided": {"attention_patterns": ["strided", "dense"], "attention_stride": 3, "num_key_value_heads": 2},
     "fixed": {"attention_patterns": ["dense", "fixed"], "attention_stride": 4, "attention_summary_size": 2},
     "sparse_transformer": {
-        "attention_patterns": ["fixed", "strided", "banded"],
-        "num_hidden_layers": 3,
+        "attention_patterns": ["fixed", "strided"],
         "attention_stride": 3,
         "attention_summary_size": 1,
-        "sliding_window": 2,
         "attention_sinks": True,
         "position_embedding_type": "learned",
     },
