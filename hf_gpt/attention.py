@@ -72,8 +72,6 @@ def sdpa_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if kwargs.get("cache") is not None:
-        raise ValueError("generate_batch with attention sinks: choose attn_implementation='paged|eager'")
     causal = attention_mask is None and query.shape[2] > 1
     if causal:  # of a static cache, only what is filled
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]

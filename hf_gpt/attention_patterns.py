@@ -103,7 +103,7 @@ class Strided(NamedTuple):
     def keys_of(self, position: torch.Tensor, most: int) -> torch.Tensor:
         """The keys of single queries at `position`, (B, 1), of at most `most`; negative numbers are none. (B, M)"""
         near = torch.arange(self.stride, device=position.device)
-        far = torch.arange(self.stride, most + 1, self.stride, device=position.device)
+        far = torch.arange(1, most // self.stride + 1, device=position.device) * self.stride
         return position - torch.cat((near, far))
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:

@@ -355,8 +355,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             cache.activate_past_recording()  # once more: the layers may be new
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Start continuous batching (`generate_batch`), as in transformers; it has no strided or fixed layers."""
-        refuse_implementation(self.config, "paged")
+        """Start continuous batching (`generate_batch`), as in transformers."""
+        refuse_implementation(self.config, "paged|" + self.config._attn_implementation.removeprefix("paged|"))
         return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple

@@ -1,43 +1,18 @@
 """Every attention implementation against the definition, padded, packed and cached."""
 
-import math
-
 import pytest
 import torch
-from tiny import IMPLEMENTATIONS, make_config, make_model, random_ids
+from naive import attention, visible
+from tiny import FLASH, IMPLEMENTATIONS, make_config, make_model, random_ids
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_gpt.attention import GPTAttention, eager_attention
+from hf_gpt import attention_masks
+from hf_gpt.attention import OURS, GPTAttention
 from hf_gpt.attention_masks import create_attention_masks
 
 LENGTH = 9
-
-
-def definition(query, key, value, allowed, scaling, sinks=None):
-    """softmax(q k / sqrt(d)) v over the allowed keys and the sink, one query at a time. (B, T, heads, head_dim)"""
-    batch, heads, length, _ = query.shape
-    groups = heads // key.shape[1]
-    output = torch.zeros_like(query)
-    for b in range(batch):
-        for h in range(heads):
-            keys, values = key[b, h // groups], value[b, h // groups]
-            for q in range(length):
-                seen = allowed[b, q].nonzero().flatten()
-                if len(seen):
-                    scores = keys[seen] @ query[b, h, q] * scaling
-                    if sinks is not None:
-                        scores = torch.cat((scores, sinks[h : h + 1]))
-                    output[b, h, q] = scores.softmax(0)[: len(seen)] @ values[seen]
-    return output.transpose(1, 2)
-
-
-def visible(mask, window=math.inf):
-    """Which keys a query may see: earlier tokens, in the window, that are no padding. (B, T, T)"""
-    length = mask.shape[1]
-    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
-    return ((distance >= 0) & (distance < window))[None] & mask.bool()[:, None]
 
 
 def padding(kind, rows=3, length=LENGTH):
@@ -48,56 +23,76 @@ def padding(kind, rows=3, length=LENGTH):
             mask[row, :cut] = 0
         elif kind == "right":
             mask[row, -cut:] = 0
+        elif kind == "scattered":
+            mask[row, 1 : 2 * cut : 2] = 0
     return mask
 
 
-@pytest.mark.parametrize("pattern", ["dense", "banded"])
-@pytest.mark.parametrize("side", ["none", "left", "right"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
-@pytest.mark.parametrize("heads", [4, 2, 1], ids=["mha", "gqa", "mqa"])
-def test_implementations_equal_the_definition(implementation, heads, side, pattern):
-    window = {"attention_patterns": ["banded", "banded"], "sliding_window": 3} if pattern == "banded" else {}
-    config = make_config(num_key_value_heads=heads, **window)
-    config._attn_implementation = implementation
+PATTERNS = {
+    "dense": {},
+    "banded": {"sliding_window": 3},
+    "strided": {"attention_stride": 3},
+    "fixed": {"attention_stride": 3, "attention_summary_size": 1},
+}
+PACKED = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 2, 2], [0] * 9])  # sequence of each token
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa by mask", "flex_attention"])
+@pytest.mark.parametrize(
+    ("heads", "sinks"), [(4, False), (2, False), (1, False), (2, True)], ids=["mha", "gqa", "mqa", "gqa with sinks"]
+)
+def test_implementations_equal_the_definition(implementation, heads, sinks, side, pattern, monkeypatch):
+    if implementation == "sdpa by mask":
+        monkeypatch.setattr(attention_masks, "FEWEST_QUERIES", LENGTH + 1)
+    config = make_config(
+        num_key_value_heads=heads, attention_patterns=[pattern] * 2, attention_sinks=sinks, **PATTERNS[pattern]
+    )
+    config._attn_implementation = implementation.removesuffix(" by mask")
     module = GPTAttention(config, 0).eval()
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)
     key, value = torch.randn(2, 3, heads, LENGTH, 8, generator=generator, dtype=torch.float64)
-    mask = padding(side)
-    states = torch.empty(3, LENGTH, 32)
-    attention_mask = create_attention_masks(config, states, None if side == "none" else mask, None)[pattern]
+    scores = torch.randn(4, generator=generator, dtype=torch.float64) if sinks else None
 
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-    actual, _ = attend(
-        module, query.float(), key.float(), value.float(), attention_mask, scaling=module.scaling, sliding_window=None
-    )
-    expected = definition(query, key, value, visible(mask, window.get("sliding_window", math.inf)), module.scaling)
+    mask, sequences, positions = padding(side), None, None
+    if side == "packed":
+        sequences = PACKED
+        positions = torch.stack(
+            [torch.cat([torch.arange(n) for n in row.unique(return_counts=True)[1]]) for row in PACKED]
+        )
+    attention_mask = None if side in ("none", "packed") else mask
+    masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
+    attend = OURS.get(config._attn_implementation) or ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+    arguments = {"scaling": module.scaling, "s_aux": scores.float() if sinks else None}
+    if sinks and implementation == "flex_attention":
+        with pytest.raises(ValueError, match="sinks cannot be run on CPU"):
+            attend(module, query.float(), key.float(), value.float(), masks[pattern], **arguments)
+        return
+    actual, _ = attend(module, query.float(), key.float(), value.float(), masks[pattern], **arguments)
+    allowed = visible(pattern, config, mask, sequences)
+    expected = attention(query, key, value, allowed, module.scaling, scores)
     seen = mask.bool()
     assert (actual.double() - expected)[seen].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("side", ["none", "left", "right"])
-def test_sinks_equal_the_definition(side):
-    config = make_config(attention_sinks=True, num_key_value_heads=2)
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)
-    key, value = torch.randn(2, 3, 2, LENGTH, 8, generator=generator, dtype=torch.float64)
-    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
-    mask = padding(side)
-    config._attn_implementation = "eager"
-    masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), mask, None)
-    arguments = [part.float() for part in (query, key, value)]
-    module = GPTAttention(config, 0).eval()
-    actual, _ = eager_attention(module, *arguments, masks["dense"], scaling=0.3, s_aux=sinks.float())
-    expected = definition(query, key, value, visible(mask), 0.3, sinks)
-    assert (actual.double() - expected)[mask.bool()].abs().max() < 1e-6
+SPARSE = {"attention_patterns": ["strided", "fixed"], "attention_stride": 4, "attention_summary_size": 2}
 
 
-def test_sinks_are_never_dropped_in_silence():
-    assert make_model("gpt_oss").config._attn_implementation == "eager"
-    for implementation in ("sdpa", "flash_attention_2"):
-        with pytest.raises((ValueError, ImportError), match="does not support"):
-            make_model("gpt_oss", attention=implementation)
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|eager", "paged|sdpa"])
+def test_what_knows_no_sparse_layers_is_refused(implementation):
+    with pytest.raises(ValueError, match=r"strided or fixed layers.*choose sdpa, eager or flex_attention"):
+        make_model(**SPARSE, attention=implementation)
+    with pytest.raises(ValueError, match="strided or fixed layers"):
+        make_model(**SPARSE).set_attn_implementation(implementation)
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "paged|sdpa"])
+def test_sinks_are_never_dropped_in_silence(implementation):
+    assert make_model("gpt_oss").config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"attention_sinks.*choose sdpa"):
+        make_model("gpt_oss", attention=implementation)
 
 
 @pytest.fixture
@@ -108,8 +103,9 @@ def kernel_by_definition(monkeypatch):
         keys, length = key.shape[2], query.shape[2]
         mask = torch.ones(query.shape[0], keys) if attention_mask is None else attention_mask
         assert mask.shape == (query.shape[0], keys)
-        allowed = visible(mask, sliding_window or math.inf)[:, keys - length :]
-        return definition(query, key, value, allowed, scaling, s_aux), None
+        pattern, config = ("banded", module.config) if sliding_window else ("dense", None)
+        allowed = visible(pattern, config, mask)[:, keys - length :]
+        return attention(query, key, value, allowed, scaling, s_aux), None
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", attend)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
@@ -121,6 +117,7 @@ def logits(model, ids, mask=None, **kwargs):
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("variant", FLASH)
 def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, side):
     model = make_model(variant, attention="eager")
     ids, mask = random_ids(3, LENGTH), padding(side)
@@ -162,6 +159,7 @@ def test_token_by_token_equals_one_forward_in_flex_attention(variant, side):
 
 
 @pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("variant", FLASH)
 def test_token_by_token_equals_one_forward_in_flash_attention(kernel_by_definition, variant, side):
     model = make_model(variant, attention="eager")
     model.set_attn_implementation("kernel_by_definition")
@@ -207,7 +205,11 @@ def test_a_prepared_mask_is_used_as_it_is(variant):
     masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
     assert torch.equal(logits(model, ids, masks), logits(model, ids))
     by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
-    assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
+    if variant in FLASH:
+        assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
+    else:
+        with pytest.raises(ValueError, match=r"continuous batching.*use generate"):
+            logits(model, ids, by_layer_type)
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])

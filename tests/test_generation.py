@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import IMPLEMENTATIONS, make_model, random_ids
+from tiny import FLASH, IMPLEMENTATIONS, VARIANTS, make_model, random_ids
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -131,20 +131,33 @@ def test_streams_every_token(streamer_class, capsys):
     assert text.split() == Letters().decode(written).split()
 
 
-@pytest.mark.parametrize(
-    ("variant", "implementation"), [(name, f"paged|{backend}") for name, backend in dict(IMPLEMENTATIONS).items()]
-)
-def test_generate_batch(variant, implementation):
+@pytest.mark.parametrize("variant", FLASH)
+def test_generate_batch(variant):
     """Continuous batching: every request gets what generate() gives it."""
     model = make_model(variant)
     prompts = [random_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 5)]
     expected = [model.generate(torch.tensor([p]), **GREEDY)[0, len(p) :].tolist() for p in prompts]
-    model.set_attn_implementation(implementation)
+    model.set_attn_implementation("paged|eager" if model.config.attention_sinks else "paged|sdpa")
+    assert generate_batch(model, prompts) == expected
+
+
+def generate_batch(model, prompts):
     settings = GenerationConfig(**GREEDY, eos_token_id=-1)
     small = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64)  # else most of the memory
     outputs = model.generate_batch(prompts, settings, small, progress_bar=False).values()
     in_order = sorted(outputs, key=lambda output: int(output.request_id.removeprefix("req_")))
-    assert [output.generated_tokens for output in in_order] == expected
+    return [output.generated_tokens for output in in_order]
+
+
+def test_generate_batch_never_drops_sinks():
+    with pytest.raises(ValueError, match="attention_sinks"):
+        generate_batch(make_model("gpt_oss", attention="sdpa"), [[5, 6, 7]])
+
+
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - set(FLASH)))
+def test_generate_batch_knows_no_sparse_layers(variant):
+    with pytest.raises(ValueError, match=r"layers.*choose sdpa, eager or flex_attention"):
+        generate_batch(make_model(variant), [[5, 6, 7]])
 
 
 def test_stops_at_the_end_of_text():

@@ -1,0 +1,145 @@
+"""The cache of fixed layers: it keeps what the definition says, and everything that generate() does to a cache."""
+
+import pytest
+import torch
+from tiny import make_model, random_ids
+from transformers import DynamicCache
+
+from hf_gpt.caches import FixedLayer, logical_positions
+
+STRIDE, SUMMARY = 4, 2
+
+
+def states(length, batch=1, start=0):
+    """Keys and values that say in which slot they stand. (B, 1, T, 1)"""
+    slots = torch.arange(start, start + length, dtype=torch.float)
+    return slots.expand(batch, 1, length)[..., None].clone(), slots.expand(batch, 1, length)[..., None].clone()
+
+
+def kept(layer, row=0):
+    """Slots of the tokens that are still there."""
+    return [
+        int(key) for key, position in zip(layer.keys[row, 0, :, 0], layer.positions[row], strict=True) if position >= 0
+    ]
+
+
+def needed(length, padding=0):
+    """Slots that the next query and later ones may see."""
+    following = length - padding
+    own = following // STRIDE
+    return [
+        slot + padding for slot in range(length - padding) if slot // STRIDE == own or slot % STRIDE >= STRIDE - SUMMARY
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 30])
+def test_keeps_its_own_block_and_the_summaries(chunk):
+    layer = FixedLayer(STRIDE, SUMMARY)
+    for start in range(0, 30, chunk):
+        length = min(chunk, 30 - start)
+        before = [] if start == 0 else kept(layer)
+        keys, values = layer.update(*states(length, start=start))
+        assert keys.flatten().tolist() == [*before, *range(start, start + length)]  # all that there is, this once
+        assert kept(layer) == needed(start + length)
+        assert torch.equal(layer.keys, layer.values)
+        assert layer.get_seq_length() == start + length
+        kept_keys = layer.keys.shape[2]
+        assert layer.get_mask_sizes(5) == (kept_keys + 5, start + length - kept_keys)
+    assert layer.keys.shape[2] == 30 % STRIDE + 30 // STRIDE * SUMMARY
+
+
+def test_rows_count_their_own_blocks():
+    layer, paddings = FixedLayer(STRIDE, SUMMARY), [0, 1, 6]
+    mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
+    positions = logical_positions(mask)
+    layer.expect(positions[:, :7])
+    layer.update(*states(7, batch=3))
+    for slot in range(7, 30):
+        layer.expect(positions[:, slot : slot + 1])
+        layer.update(*states(1, batch=3, start=slot))
+        for row, padding in enumerate(paddings):
+            assert set(needed(slot + 1, padding)) <= set(kept(layer, row))
+        assert layer.keys.shape[2] < 8 * SUMMARY + 2 * STRIDE
+    layer.prune()
+    assert [kept(layer, row) for row in range(3)] == [needed(30, padding) for padding in paddings]
+
+
+def test_crop():
+    layer = FixedLayer(STRIDE, SUMMARY)
+    layer.update(*states(10))
+    layer.crop(0)
+    layer.update(*states(1, start=10))
+    layer.crop(-1)
+    assert kept(layer) == needed(10)
+    assert layer.get_seq_length() == 10
+    with pytest.raises(RuntimeError, match="cannot remove 3 tokens: only 0 have come"):
+        layer.crop(-3)
+    layer.activate_past_recording()
+    layer.update(*states(7, start=10))
+    layer.crop(-6)
+    assert kept(layer) == needed(11)
+    layer.update(*states(5, start=11))
+    layer.crop(12)  # a length to keep
+    assert kept(layer) == needed(12)
+
+
+def test_rows_are_reordered_repeated_and_selected():
+    layer = FixedLayer(STRIDE, SUMMARY)
+    layer.expect(torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]]))
+    layer.update(*states(5, batch=2))
+    first, second = kept(layer, 0), kept(layer, 1)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    assert [kept(layer, row) for row in range(2)] == [second, first]
+    layer.batch_repeat_interleave(2)
+    assert [kept(layer, row) for row in range(4)] == [second, second, first, first]
+    layer.batch_select_indices(torch.tensor([0, 3]))
+    assert [kept(layer, row) for row in range(2)] == [second, first]
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    layer.update(*states(3))
+    assert kept(layer) == [0, 1, 2]
+
+
+def test_a_model_gives_its_fixed_layers_this_cache():
+    model, ids = make_model("fixed"), random_ids(2, 11)
+    made, given = model(ids).past_key_values, DynamicCache(config=model.config)
+    model(ids, past_key_values=given)
+    for cache in (made, given):
+        assert [type(layer).__name__ for layer in cache.layers] == ["DynamicLayer", "FixedLayer"]
+        assert cache.layers[1].keys.shape[2] == 11 % STRIDE + 11 // STRIDE * SUMMARY
+    lazy = DynamicCache()  # without a configuration its layers are made when they are first used: all keys are kept
+    model(ids, past_key_values=lazy)
+    assert lazy.layers[1].keys.shape[2] == 11
+    following = random_ids(2, 1, seed=2)
+    expected = model(torch.cat((ids, following), dim=1)).logits[:, -1:]
+    for cache in (made, given, lazy):
+        assert torch.allclose(model(following, past_key_values=cache).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "sparse_transformer"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_padding_between_tokens_is_invisible(variant, chunk):
+    """A conversation goes on in a batch whose rows ended at different slots."""
+    model, ids = make_model(variant), random_ids(2, 16)
+    mask = torch.ones_like(ids)
+    mask[0, 5:8] = 0
+    if variant == "banded":
+        mask[0, 5:8] = 1  # its cache holds slots, see the README
+    cache = DynamicCache(config=model.config)
+    parts = [
+        model(ids[:, t : t + chunk], attention_mask=mask[:, : t + chunk], past_key_values=cache).logits
+        for t in range(0, 16, chunk)
+    ]
+    with torch.no_grad():
+        actual, alone = torch.cat(parts, dim=1), model(ids[:1, mask[0].bool()]).logits[0]
+    assert torch.allclose(actual[0, mask[0].bool()], alone, atol=1e-5)
+
+
+def test_moves_between_devices():
+    """What an offloaded cache does, on the one device that is at hand."""
+    layer = FixedLayer(STRIDE, SUMMARY)
+    layer.update(*states(9))
+    layer.offload()
+    layer.prefetch()
+    layer.update(*states(1, start=9))
+    assert kept(layer) == needed(10)
