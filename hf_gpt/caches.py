@@ -1,10 +1,49 @@
-"""The cache of a `fixed` layer: its own block and the summaries. Every other layer has one of transformers'."""
+"""Cache layers of the sparse patterns; dense and banded layers have those of transformers."""
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from .configuration_gpt import GPTConfig
+
+
+class GrowingLayer(DynamicLayer):
+    """A dynamic cache layer that leaves room for the next tokens, instead of copying everything at each of them.
+
+    It is for strided layers, which read few of the keys that they must keep.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rooms: tuple[torch.Tensor, ...] = ()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which want no memory that is written again
+            return super().update(key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past, new = self.get_seq_length(), (key_states, value_states)
+        if not self._fits(past + key_states.shape[2]):
+            shapes = [(*states.shape[:2], self._ample(past + states.shape[2]), states.shape[3]) for states in new]
+            rooms = tuple(states.new_empty(shape) for states, shape in zip(new, shapes, strict=True))
+            for room, states in zip(rooms, (self.keys, self.values), strict=True):
+                if past:
+                    room[:, :, :past] = states
+            self.rooms = rooms
+        for room, states in zip(self.rooms, new, strict=True):
+            room[:, :, past : past + states.shape[2]] = states
+        self.keys, self.values = (room[:, :, : past + key_states.shape[2]] for room in self.rooms)
+        return self.keys, self.values
+
+    def _fits(self, length: int) -> bool:
+        """The keys still begin a room that is large enough: as after `crop`, not as after `reorder_cache`."""
+        if not self.rooms or self.rooms[0].is_inference() != torch.is_inference_mode_enabled():
+            return False
+        return self.rooms[0].shape[2] >= length and self.rooms[0].data_ptr() == self.keys.data_ptr()
+
+    @staticmethod
+    def _ample(length: int) -> int:
+        return length + max(64, length // 16)
 
 
 class FixedLayer(DynamicLayer):
@@ -113,14 +152,15 @@ class FixedLayer(DynamicLayer):
 
 
 def shape_cache(config: GPTConfig, cache: Cache | None, attention_mask: torch.Tensor | None, length: int) -> None:
-    """Give the fixed layers of a dynamic cache, while they are empty, the form above, and tell them where the next
-    `length` tokens stand."""
+    """Give the layers of a dynamic cache, while they are empty, the form of their patterns, and tell the fixed ones
+    where the next `length` tokens stand."""
     for layer_idx, pattern in enumerate(config.attention_patterns):
         layer = layer_of(cache, layer_idx)
-        if pattern != "fixed" or layer is None:
-            continue
         if type(layer) is DynamicLayer and not layer.is_initialized:
-            layer = cache.layers[layer_idx] = FixedLayer(config.attention_stride, config.attention_summary_size)
+            if pattern == "strided":
+                cache.layers[layer_idx] = GrowingLayer()
+            elif pattern == "fixed":
+                layer = cache.layers[layer_idx] = FixedLayer(config.attention_stride, config.attention_summary_size)
         if isinstance(layer, FixedLayer) and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             layer.expect(logical_positions(attention_mask.bool())[:, -length:])
 

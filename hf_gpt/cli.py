@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
 
 from .accounting import account
+from .attention_patterns import build_pattern
 from .configuration_gpt import GPTConfig
 from .conversion import FAMILIES, convert, export
 from .conversion import verify as verify_conversion
@@ -260,10 +261,9 @@ def info(
     layers = Table("layer", "attention", "heads", "kv heads", "head", "feed-forward", "parameters")
     for index, layer in enumerate(costs.layers):
         pattern = layer.attention_pattern
-        window = f" {config.sliding_window}" if layer.cached_tokens < context else ""
         layers.add_row(
             str(index),
-            pattern + window,
+            " ".join((pattern, *map(str, build_pattern(config, pattern)))),
             str(config.num_attention_heads),
             str(config.num_key_value_heads),
             str(config.head_dim),

@@ -1,11 +1,12 @@
-"""The cache of fixed layers: it keeps what the definition says, and everything that generate() does to a cache."""
+"""The cache layers of sparse patterns: what they keep, and everything that generate() does to a cache."""
 
 import pytest
 import torch
 from tiny import make_model, random_ids
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from hf_gpt.caches import FixedLayer, logical_positions
+from hf_gpt.caches import FixedLayer, GrowingLayer, logical_positions
 
 STRIDE, SUMMARY = 4, 2
 
@@ -98,16 +99,18 @@ def test_rows_are_reordered_repeated_and_selected():
     assert kept(layer) == [0, 1, 2]
 
 
-def test_a_model_gives_its_fixed_layers_this_cache():
-    model, ids = make_model("fixed"), random_ids(2, 11)
+@pytest.mark.parametrize(("variant", "kept_keys"), [("fixed", [11, 3 + 2 * SUMMARY]), ("strided", [11, 11])])
+def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
+    model, ids = make_model(variant), random_ids(2, 11)
     made, given = model(ids).past_key_values, DynamicCache(config=model.config)
     model(ids, past_key_values=given)
+    own = {"dense": "DynamicLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
     for cache in (made, given):
-        assert [type(layer).__name__ for layer in cache.layers] == ["DynamicLayer", "FixedLayer"]
-        assert cache.layers[1].keys.shape[2] == 11 % STRIDE + 11 // STRIDE * SUMMARY
+        assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
+        assert [layer.keys.shape[2] for layer in cache.layers] == kept_keys
     lazy = DynamicCache()  # without a configuration its layers are made when they are first used: all keys are kept
     model(ids, past_key_values=lazy)
-    assert lazy.layers[1].keys.shape[2] == 11
+    assert [layer.keys.shape[2] for layer in lazy.layers] == [11, 11]
     following = random_ids(2, 1, seed=2)
     expected = model(torch.cat((ids, following), dim=1)).logits[:, -1:]
     for cache in (made, given, lazy):
@@ -141,3 +144,53 @@ def test_moves_between_devices():
     layer.prefetch()
     layer.update(*states(1, start=9))
     assert kept(layer) == needed(10)
+
+
+@torch.no_grad()
+def test_a_growing_layer_does_what_a_dynamic_one_does():
+    growing, dynamic = GrowingLayer(), DynamicLayer()
+    steps = [
+        lambda layer: layer.update(*states(5, batch=2)),
+        lambda layer: layer.update(*states(1, batch=2, start=5)),
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.update(*states(100, batch=2, start=50)),
+        lambda layer: layer.reorder_cache(torch.tensor([1, 1])),
+        lambda layer: layer.update(*states(1, batch=2, start=7)),
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.batch_select_indices(torch.tensor([0, 3])),
+        lambda layer: layer.update(*states(3, batch=2, start=9)),
+        lambda layer: (layer.offload(), layer.prefetch()),
+        lambda layer: layer.update(*states(1, batch=2, start=3)),
+        lambda layer: layer.reset(),
+        lambda layer: layer.update(*states(2, batch=2, start=1)),
+    ]
+    for step in steps:
+        outputs = [step(layer) for layer in (growing, dynamic)]
+        if isinstance(outputs[1], tuple):
+            for actual, expected in zip(*outputs, strict=True):
+                assert expected is None or torch.equal(actual, expected)
+        assert growing.get_seq_length() == dynamic.get_seq_length()
+        assert growing.get_mask_sizes(3) == dynamic.get_mask_sizes(3)
+
+
+def test_a_growing_layer_is_seldom_copied():
+    layer = GrowingLayer()
+    with torch.no_grad():
+        layer.update(*states(1000))
+        places = set()
+        for slot in range(1000, 1060):
+            layer.update(*states(1, start=slot))
+            places.add(layer.keys.data_ptr())
+    assert len(places) == 1
+
+
+def test_a_growing_layer_goes_on_outside_of_inference_mode_and_with_gradients():
+    layer = GrowingLayer()
+    with torch.inference_mode():
+        layer.update(*states(3))
+    with torch.no_grad():
+        layer.update(*states(1, start=3))
+    keys, values = states(1, start=4)
+    layer.update(keys.requires_grad_(), values)[0].sum().backward()
+    assert keys.grad is not None
+    assert layer.keys.flatten().tolist() == [0, 1, 2, 3, 4]
