@@ -106,7 +106,10 @@ def alone(lengths: list[int], rounds: int) -> dict[str, dict[str, dict[int, floa
             torch.autograd.grad(call(*states), states, gradient)  # noqa: B023
 
         for part, run in (("forward", forward), ("forward and backward", both)):
-            timed = medians({name: (lambda call=call, run=run: run(call)) for name, call in calls.items()}, rounds)
+            timed = medians(
+                {name: (lambda call=call, run=run: run(call)) for name, call in calls.items()},
+                rounds * max(1, 8192 // length),
+            )
             for name, seconds in timed.items():
                 results[part].setdefault(name, {})[length] = seconds
         print(f"attention alone, {length} tokens done", file=sys.stderr)
@@ -127,9 +130,9 @@ def native_config(family: str, length: int):
             "head_dim": HEAD_DIM,
             "layer_types": ["sliding_attention"] * 2,
             "sliding_window": 256,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "intermediate_size": 2048,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 512,
         }
     return CONFIG_MAPPING[family](**common | own)
 

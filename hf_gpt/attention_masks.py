@@ -15,13 +15,13 @@ from torch import nn
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .attention_patterns import Banded, Fixed, Pattern, Strided, build_pattern
+from .attention_patterns import Banded, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
 from .caches import FixedLayer, layer_of, logical_positions
 from .configuration_gpt import LAYER_TYPES, GPTConfig
 from .sparse_attention import Piece, Span
 
-# Below this many queries a mask costs less than cutting the sequence into pieces.
-FEWEST_QUERIES = 128
+# A sequence of fewer keys costs less with a mask than cut into pieces (benchmarks/RESULTS.md).
+SHORTEST = 256
 
 
 class Pieces(NamedTuple):
@@ -174,10 +174,11 @@ def sparse_mask(pattern: Pattern, tokens: Tokens, layer_idx: int, **common) -> A
     if isinstance(layer, FixedLayer) and layer.is_initialized:
         return mask_of_kept_keys(pattern, tokens, layer, layer_idx, **common)
     if config._attn_implementation == "sdpa" and tokens.spans is not None:
-        if tokens.sequences is None and all(stop - start <= pattern.reach for _, start, stop in tokens.spans):
+        longest = max((stop - start for _, start, stop in tokens.spans), default=0)
+        if tokens.sequences is None and longest <= pattern.reach:
             return make_mask(**common, layer_idx=layer_idx)
         keys, offset = cache.get_mask_sizes(length, layer_idx) if cache is not None else (length, 0)
-        if length >= FEWEST_QUERIES:
+        if length > 1 and max(length, longest) >= SHORTEST:
             return cut(pattern, tokens, offset)
         if length == 1 and not isinstance(pattern, Banded):
             return choose(pattern, tokens, keys, common["inputs_embeds"])
@@ -194,10 +195,18 @@ def cut(pattern: Pattern, tokens: Tokens, offset: int) -> Pieces:
         keys, queries = stop - first_key, stop - first_query
         if queries > 0:
             if (keys, queries) not in known:
-                known[keys, queries] = pattern.pieces(keys, queries)
+                cheap = keys < SHORTEST
+                known[keys, queries] = [uncut(pattern, keys, queries)] if cheap else pattern.pieces(keys, queries)
             span = Span(row, first_query - past, first_key - offset, queries, keys)
             jobs.append((span, known[keys, queries]))
     return Pieces(jobs)
+
+
+def uncut(pattern: Pattern, keys: int, queries: int) -> Piece:
+    """A short sequence as it is."""
+    positions = torch.arange(keys)
+    seen = pattern.visible(positions[keys - queries :, None], positions) & causal_mask(queries, keys)
+    return Piece(whole(0, queries), whole(0, keys), mask=seen)
 
 
 def choose(pattern: Strided | Fixed, tokens: Tokens, keys: int, inputs_embeds: torch.Tensor) -> Chosen:

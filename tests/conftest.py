@@ -19,7 +19,7 @@ def variant(request) -> str:
 
 @pytest.fixture(autouse=True)
 def tiny_sequences_are_cut_like_long_ones(monkeypatch):
-    monkeypatch.setattr(attention_masks, "FEWEST_QUERIES", 2)
+    monkeypatch.setattr(attention_masks, "SHORTEST", 2)
 
 
 @pytest.fixture(autouse=True)

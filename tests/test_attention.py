@@ -39,17 +39,18 @@ PACKED = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 2, 2],
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa by mask", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa, some uncut", "sdpa, by mask", "flex_attention"])
 @pytest.mark.parametrize(
     ("heads", "sinks"), [(4, False), (2, False), (1, False), (2, True)], ids=["mha", "gqa", "mqa", "gqa with sinks"]
 )
 def test_implementations_equal_the_definition(implementation, heads, sinks, side, pattern, monkeypatch):
-    if implementation == "sdpa by mask":
-        monkeypatch.setattr(attention_masks, "FEWEST_QUERIES", LENGTH + 1)
+    implementation, _, path = implementation.partition(", ")
+    if path:
+        monkeypatch.setattr(attention_masks, "SHORTEST", {"some uncut": 6, "by mask": LENGTH + 1}[path])
     config = make_config(
         num_key_value_heads=heads, attention_patterns=[pattern] * 2, attention_sinks=sinks, **PATTERNS[pattern]
     )
-    config._attn_implementation = implementation.removesuffix(" by mask")
+    config._attn_implementation = implementation
     module = GPTAttention(config, 0).eval()
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)

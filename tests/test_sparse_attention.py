@@ -206,7 +206,7 @@ def test_kernels_know_the_log_sum_exp():
 def test_short_sequences_are_not_cut(monkeypatch):
     monkeypatch.undo()
     config = sparse_config("strided")
-    for length in (attention_masks.FEWEST_QUERIES - 1, attention_masks.FEWEST_QUERIES):
+    for length in (attention_masks.SHORTEST - 1, attention_masks.SHORTEST):
         config._attn_implementation = "sdpa"
         mask = attention_masks.create_attention_masks(config, torch.empty(1, length, 32), None, None)["strided"]
-        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.FEWEST_QUERIES)
+        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.SHORTEST)
