@@ -141,7 +141,8 @@ class Fixed(NamedTuple):
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         own = query // self.stride == key // self.stride
-        return own | (key % self.stride >= self.stride - self.summary)
+        padding = query < 0  # sees every key, as in the other patterns
+        return padding | own | (key % self.stride >= self.stride - self.summary)
 
     def keys_of(self, position: torch.Tensor, most: int) -> torch.Tensor:
         block = position // self.stride  # (B, 1)
