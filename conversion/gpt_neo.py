@@ -28,7 +28,7 @@ def read(native: Fields) -> Fields:
 
 
 def write(config: GPTConfig) -> Fields:
-    layers = [TYPES[pattern] for pattern in config.attention_patterns]
+    layers = [TYPES.get(pattern, TYPES["dense"]) for pattern in config.attention_patterns]
     period = next(n for n in range(1, len(layers) + 1) if layers == layers[:n] * (len(layers) // n))
     return {
         "attention_types": [[layers[:period], len(layers) // period]],

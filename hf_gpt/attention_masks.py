@@ -83,13 +83,15 @@ def create_attention_masks(
         position_ids: (B, T), where the caller gave them: a restart marks a new packed sequence.
 
     Raises:
-        ValueError: masks by layer type, as in continuous batching, for strided or fixed layers.
+        ValueError: masks by layer type, as in continuous batching, for strided or fixed layers; an attention mask that
+            leaves out the past.
     """
     patterns = dict.fromkeys(config.attention_patterns)
     if isinstance(attention_mask, Mapping):
         return {pattern: prepared(attention_mask, pattern) for pattern in patterns}
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return dict.fromkeys(patterns, attention_mask)
+    check_width(inputs_embeds, attention_mask, past_key_values)
     common = {
         "config": config,
         "inputs_embeds": inputs_embeds,
@@ -112,6 +114,17 @@ def create_attention_masks(
     return masks
 
 
+def check_width(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> None:
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    length = inputs_embeds.shape[1]
+    if attention_mask is not None and isinstance(past, int) and past and attention_mask.shape[1] < past + length:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} slots: expected {past} of the past and {length} new ones"
+        )
+
+
 def prepared(masks: Mapping[str, Any], pattern: str) -> Any:
     """The mask of a pattern, by its name or by its layer type."""
     if pattern in masks:
@@ -132,7 +145,7 @@ def find_tokens(
 ) -> Tokens:
     batch, length = inputs_embeds.shape[:2]
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
-    readable = not torch.compiler.is_compiling()
+    readable = not torch.compiler.is_compiling()  # nor would a graph hold for other lengths
     if attention_mask is not None:
         mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
         if readable:  # of a static cache it may be as long as the cache
@@ -143,8 +156,7 @@ def find_tokens(
         if not readable or starts.any():
             sequences = starts.cumsum(dim=-1).expand(batch, -1)
             return Tokens(past, None, sequences, spans_of_sequences(sequences) if readable else None)
-    known = readable or not isinstance(past, torch.Tensor)
-    return Tokens(past, None, None, [(row, 0, int(past) + length) for row in range(batch)] if known else None)
+    return Tokens(past, None, None, [(row, 0, int(past) + length) for row in range(batch)] if readable else None)
 
 
 def spans_of_sequences(sequences: torch.Tensor) -> list[tuple[int, int, int]]:

@@ -60,14 +60,14 @@ class Banded(NamedTuple):
         past = keys - queries
         block = 64 if self.window <= 128 else 128 if self.window <= 512 else 256  # measured
         parts = -(-(self.window - 1) // block) + 1
-        reach = (parts - 1) * block  # keys of a window before its block
-        head = min(queries, max(0, reach - past))  # whose windows would begin before the first key
+        before = (parts - 1) * block  # keys of a window before its block
+        head = min(queries, max(0, before - past))  # whose windows would begin before the first key
         blocks, tail = divmod(queries - head, block)
         pieces = [self._corner(past, 0, head)] if head else []
-        mask = self._mask(block, reach + block)
+        mask = self._mask(block, before + block)
         for first, count in chunks(blocks, block):
             start = head + first * block
-            keys_of = windows(past + start - reach, block, parts, count)
+            keys_of = windows(past + start - before, block, parts, count)
             pieces.append(Piece(rows(start, block, count), keys_of, mask=mask, overlaps=True))
         return [*pieces, self._corner(past, queries - tail, queries)] if tail else pieces
 

@@ -1,9 +1,13 @@
 """Cache layers of the sparse patterns; dense and banded layers have those of transformers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from .attention_patterns import Fixed, build_pattern
 from .configuration_gpt import GPTConfig
 
 
@@ -25,7 +29,7 @@ class GrowingLayer(DynamicLayer):
         past, new = self.get_seq_length(), (key_states, value_states)
         if not self._fits(past + key_states.shape[2]):
             shapes = [(*states.shape[:2], self._ample(past + states.shape[2]), states.shape[3]) for states in new]
-            rooms = tuple(states.new_empty(shape) for states, shape in zip(new, shapes, strict=True))
+            rooms = tuple(self.keys.new_empty(shape) for shape in shapes)
             for room, states in zip(rooms, (self.keys, self.values), strict=True):
                 if past:
                     room[:, :, :past] = states
@@ -53,10 +57,9 @@ class FixedLayer(DynamicLayer):
     row does not need of the common width stands first, at position -1.
     """
 
-    def __init__(self, stride: int, summary: int) -> None:
+    def __init__(self, pattern: Fixed) -> None:
         super().__init__()
-        self.stride = stride
-        self.summary = summary
+        self.pattern = pattern
         self.record_past = False
         self.forget()
 
@@ -64,8 +67,8 @@ class FixedLayer(DynamicLayer):
         self.cumulative_length = 0
         self.positions: torch.Tensor | None = None  # (B, kept), logical, -1 for padding
         self.expected: torch.Tensor | None = None
-        self.due = 0  # the length at which a block of some row is complete
-        self.pruned_at = 0
+        self.complete = 0  # the length to which tokens can be removed again
+        self.due = 0  # the length at which the block of some row is complete
 
     def activate_past_recording(self) -> None:
         """Keep everything until the next `crop`, as transformers' sliding layers do."""
@@ -93,8 +96,9 @@ class FixedLayer(DynamicLayer):
     def prune(self) -> None:
         """Keep what the next queries may see."""
         following = self.positions.amax(dim=1, keepdim=True) + 1
-        own = self.positions // self.stride == following // self.stride
-        kept = (self.positions >= 0) & (own | (self.positions % self.stride >= self.stride - self.summary))
+        begun = following[:, 0] % self.pattern.stride  # tokens of the block that goes on
+        present = self.positions >= 0
+        kept = present & self.pattern.visible(following, self.positions)
         width = int(kept.sum(dim=1).max())
         if width < kept.shape[1]:
             order = kept.long().argsort(dim=1, stable=True)[:, kept.shape[1] - width :]  # the kept ones stand last
@@ -102,8 +106,9 @@ class FixedLayer(DynamicLayer):
             order = order[:, None, :, None]
             self.keys = self.keys.gather(2, order.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
             self.values = self.values.gather(2, order.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
-        self.pruned_at = self.cumulative_length
-        self.due = self.cumulative_length + int((self.stride - following % self.stride).min())
+        unbroken = present.flip(1).long().cumprod(dim=1).sum(dim=1)  # tokens since the last padding
+        self.complete = self.cumulative_length - int(torch.minimum(begun, unbroken).min())
+        self.due = self.cumulative_length + int((self.pattern.stride - begun).min())
 
     def get_seq_length(self) -> int:
         return self.cumulative_length
@@ -117,22 +122,23 @@ class FixedLayer(DynamicLayer):
         self.forget()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens: a negative number of them, or a positive length to keep."""
+        """Remove the last tokens, a negative number of them."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): expected a negative number, of tokens to remove")
         if not self.is_initialized:
             return
-        remove = self.cumulative_length - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
-        removable = self.cumulative_length - self.pruned_at
-        if remove > removable and not self.record_past:
+        length = self.cumulative_length + tokens_to_remove
+        if length < self.complete:
             raise RuntimeError(
-                f"cannot remove {remove} tokens: only {removable} have come since a block was complete and its keys "
-                "were dropped. Call activate_past_recording() on the cache first."
+                f"cannot remove {-tokens_to_remove} tokens: a block was complete after {self.complete} of "
+                f"{self.cumulative_length}, and its keys were dropped. Call activate_past_recording() on a cache that "
+                "holds something, before the tokens that may go."
             )
-        if remove > 0:
-            kept = self.positions.shape[1] - remove
-            self.keys, self.values = self.keys[:, :, :kept], self.values[:, :, :kept]
-            self.positions = self.positions[:, :kept]
-            self.cumulative_length -= remove
-        if self.record_past and self.cumulative_length:
+        if tokens_to_remove:
+            self.keys, self.values = self.keys[:, :, :tokens_to_remove], self.values[:, :, :tokens_to_remove]
+            self.positions = self.positions[:, :tokens_to_remove]
+            self.cumulative_length = length
+        if self.record_past and length:
             self.prune()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -151,18 +157,36 @@ class FixedLayer(DynamicLayer):
             self.positions = self.positions[indices]
 
 
-def shape_cache(config: GPTConfig, cache: Cache | None, attention_mask: torch.Tensor | None, length: int) -> None:
-    """Give the layers of a dynamic cache, while they are empty, the form of their patterns, and tell the fixed ones
-    where the next `length` tokens stand."""
+def shape_cache(config: GPTConfig, cache: Cache | None) -> None:
+    """Give the layers of a dynamic cache, while they are empty, the form of their patterns."""
     for layer_idx, pattern in enumerate(config.attention_patterns):
         layer = layer_of(cache, layer_idx)
-        if type(layer) is DynamicLayer and not layer.is_initialized:
-            if pattern == "strided":
-                cache.layers[layer_idx] = GrowingLayer()
-            elif pattern == "fixed":
-                layer = cache.layers[layer_idx] = FixedLayer(config.attention_stride, config.attention_summary_size)
-        if isinstance(layer, FixedLayer) and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        if type(layer) is not DynamicLayer or layer.is_initialized:
+            continue
+        if pattern == "strided":
+            cache.layers[layer_idx] = GrowingLayer()
+        elif pattern == "fixed":
+            cache.layers[layer_idx] = FixedLayer(build_pattern(config, pattern))
+
+
+def expect_tokens(cache: Cache | None, attention_mask: torch.Tensor | Mapping[str, Any] | None, length: int) -> None:
+    """Tell the fixed layers of a cache where the next `length` tokens stand.
+
+    Raises:
+        ValueError: a prepared mask, which does not tell, for a cache that has dropped keys.
+    """
+    for layer_idx, layer in enumerate(getattr(cache, "layers", ())):
+        if not isinstance(layer, FixedLayer) or attention_mask is None:
+            continue
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             layer.expect(logical_positions(attention_mask.bool())[:, -length:])
+        elif layer.is_initialized:
+            raise ValueError(
+                "attention_mask: a prepared mask does not fit the cache of a fixed layer (attention_patterns), which "
+                "has dropped keys; expected (B, past + T)"
+            )
+        else:
+            cache.layers[layer_idx] = DynamicLayer()  # it keeps all keys
 
 
 def layer_of(cache: Cache | None, layer_idx: int) -> CacheLayerMixin | None:

@@ -376,8 +376,8 @@ class GPTConfig(PreTrainedConfig):
         """Check every field, and all of them together; called at construction, by models and by `save_pretrained`."""
         self._check_fields()
         self._check_heads()
+        self._drop_idle_sizes()
         self._check_patterns()
-        self._drop_idle_window()
         self._check_experts()
         self._check_token_ids()
         if self.parallel_residual and self.norm_position != "pre":
@@ -513,21 +513,27 @@ class GPTConfig(PreTrainedConfig):
                 f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
             )
 
-    def _refuse_idle_sizes(self) -> None:
-        for name, patterns in PATTERN_FIELDS.items():
-            if getattr(self, name) is not None and not set(patterns) & set(self.attention_patterns):
-                kind = " or ".join(patterns)
-                raise ValueError(
-                    f"{name}={getattr(self, name)} without a {kind} layer: leave it out, or name the {kind} layers in "
-                    "attention_patterns"
-                )
+    def _idle_sizes(self) -> dict[str, str]:
+        """Sizes that are set but of no layer's pattern, with the patterns that they are for."""
+        return {
+            name: " or ".join(patterns)
+            for name, patterns in PATTERN_FIELDS.items()
+            if getattr(self, name) is not None and not set(patterns) & set(self.attention_patterns)
+        }
 
-    def _drop_idle_window(self) -> None:
-        # Unlike a constructor's argument, a window that a tool set on a finished configuration (transformers' own tests
+    def _refuse_idle_sizes(self) -> None:
+        for name, kind in self._idle_sizes().items():
+            raise ValueError(
+                f"{name}={getattr(self, name)} without a {kind} layer: leave it out, or name the {kind} layers in "
+                "attention_patterns"
+            )
+
+    def _drop_idle_sizes(self) -> None:
+        # Unlike a constructor's argument, a size that a tool set on a finished configuration (transformers' own tests
         # do) is not worth an error.
-        if self.sliding_window is not None and "banded" not in self.attention_patterns:
-            logger.warning(f"sliding_window={self.sliding_window} is dropped: no layer is banded")
-            self.sliding_window = None
+        for name, kind in self._idle_sizes().items():
+            logger.warning(f"{name}={getattr(self, name)} is dropped: no layer is {kind}")
+            setattr(self, name, None)
 
     def _check_token_ids(self) -> None:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

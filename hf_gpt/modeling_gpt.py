@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
-from .caches import shape_cache
+from .caches import expect_tokens, shape_cache
 from .configuration_gpt import GPTConfig
 from .feed_forward import MLP, GatedMLP
 from .linear import Linear
@@ -291,7 +291,8 @@ class GPTModel(GPTPreTrainedModel):
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        shape_cache(self.config, past_key_values, attention_mask, inputs_embeds.shape[1])
+        shape_cache(self.config, past_key_values)
+        expect_tokens(past_key_values, attention_mask, inputs_embeds.shape[1])
 
         hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)
@@ -350,7 +351,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
-        shape_cache(self.config, cache, None, 0)
+        shape_cache(self.config, cache)
         if generation_config.is_assistant and cache is not None:
             cache.activate_past_recording()  # once more: the layers may be new
 

@@ -76,8 +76,11 @@ def attend_by_pieces(
     Returns:
         (B, T, heads, head_dim).
     """
-    if query.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
-        return UnionAttention.apply(query, key, value, sinks, jobs, scaling).transpose(1, 2)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as scaled_dot_product_attention does
+        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
+    if device == "cpu" and not dropout and not torch.compiler.is_compiling():
+        return UnionAttention.apply(query, key, value, sinks, jobs, scaling)[0].transpose(1, 2)
     output, _ = combine(query, key, value, sinks, jobs, Plain(scaling, dropout))
     return output.transpose(1, 2)
 
@@ -141,7 +144,7 @@ def combine(
     total = query.new_zeros(batch, heads, length, 1, dtype=torch.promote_types(query.dtype, torch.float32))
     for span, pieces in jobs:
         q, k, v = span.of_queries(query), span.of_keys(key), span.of_keys(value)
-        o, t = span.of_queries(output), span.of_queries(total)
+        o, t = places = span.of_queries(output), span.of_queries(total)
         for piece in pieces:
             part, logsumexp = by.attend(piece, piece.queries(q), *(piece.keys(x).flatten(2, -2) for x in (k, v)))
             if piece.adds:
@@ -149,9 +152,9 @@ def combine(
                 part = torch.lerp(before, part.to(t.dtype), torch.sigmoid(logsumexp - sofar))
                 logsumexp = torch.logaddexp(sofar, logsumexp)
             o, t = by.put(piece, o, part), by.put(piece, t, logsumexp)
-        if not isinstance(by, Kernels):
-            span.of_queries(output).copy_(o)
-            span.of_queries(total).copy_(t)
+        if o is not places[0]:
+            places[0].copy_(o)
+            places[1].copy_(t)
     if sinks is not None:
         sink = sinks[:, None, None].to(total.dtype)
         output = (output * torch.sigmoid(total - sink)).to(query.dtype)
@@ -164,21 +167,23 @@ class UnionAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         sinks: torch.Tensor | None,
         jobs: Jobs,
         scaling: float,
-    ) -> torch.Tensor:
-        output, total = combine(query, key, value, sinks, jobs, Kernels(scaling))
-        ctx.save_for_backward(query, key, value, sinks, output, total)
-        ctx.jobs, ctx.scaling = jobs, scaling
-        return output
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return combine(query, key, value, sinks, jobs, Kernels(scaling))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple, outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        *tensors, ctx.jobs, ctx.scaling = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(outputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, sinks, output, total = ctx.saved_tensors
         grads = tuple(torch.zeros_like(states) for states in (query, key, value))
         for span, pieces in ctx.jobs:

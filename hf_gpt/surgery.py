@@ -26,10 +26,12 @@ def set_attention_patterns(model: Model, patterns: str | Sequence[str] | Mapping
         ValueError: a layer that the model has not, an unknown pattern, a size that is missing or belongs to no layer.
     """
     config, layers = model.config, model.config.num_hidden_layers
+    if not isinstance(patterns, (str, Sequence, Mapping)):
+        raise ValueError(f"patterns={patterns!r}: expected a pattern, a list of them, or a dict from layers to them")
     if isinstance(patterns, Mapping):
         chosen = list(config.attention_patterns)
         for layer_idx, pattern in patterns.items():
-            if not -layers <= layer_idx < layers:
+            if layer_idx not in range(-layers, layers):
                 raise ValueError(f"patterns: there is no layer {layer_idx} of num_hidden_layers={layers}")
             chosen[layer_idx] = pattern
     else:
@@ -49,6 +51,10 @@ def set_attention_patterns(model: Model, patterns: str | Sequence[str] | Mapping
         .to(model.device)
     )
     changed.load_state_dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        changed.get_parameter(name).requires_grad_(parameter.requires_grad)
+    if model.is_gradient_checkpointing:
+        changed.gradient_checkpointing_enable()
     if model.can_generate():
         changed.generation_config = deepcopy(model.generation_config)
     return changed.train(model.training)

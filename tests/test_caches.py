@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from naive import visible
 from tiny import make_model, random_ids
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from hf_gpt.attention_patterns import Fixed
 from hf_gpt.caches import FixedLayer, GrowingLayer, logical_positions
 
 STRIDE, SUMMARY = 4, 2
@@ -35,7 +37,7 @@ def needed(length, padding=0):
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 30])
 def test_keeps_its_own_block_and_the_summaries(chunk):
-    layer = FixedLayer(STRIDE, SUMMARY)
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     for start in range(0, 30, chunk):
         length = min(chunk, 30 - start)
         before = [] if start == 0 else kept(layer)
@@ -50,7 +52,7 @@ def test_keeps_its_own_block_and_the_summaries(chunk):
 
 
 def test_rows_count_their_own_blocks():
-    layer, paddings = FixedLayer(STRIDE, SUMMARY), [0, 1, 6]
+    layer, paddings = FixedLayer(Fixed(STRIDE, SUMMARY)), [0, 1, 6]
     mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
     positions = logical_positions(mask)
     layer.expect(positions[:, :7])
@@ -64,26 +66,30 @@ def test_rows_count_their_own_blocks():
 
 
 def test_crop():
-    layer = FixedLayer(STRIDE, SUMMARY)
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.update(*states(10))
     layer.crop(0)
     layer.update(*states(1, start=10))
     layer.crop(-1)
     assert kept(layer) == needed(10)
     assert layer.get_seq_length() == 10
-    with pytest.raises(RuntimeError, match="cannot remove 3 tokens: only 0 have come"):
+    layer.crop(-2)  # the block that goes on is still there
+    layer.update(*states(2, start=8))
+    with pytest.raises(RuntimeError, match="cannot remove 3 tokens: a block was complete after 8 of 10"):
         layer.crop(-3)
+    with pytest.raises(ValueError, match="expected a negative number"):
+        layer.crop(3)
     layer.activate_past_recording()
     layer.update(*states(7, start=10))
     layer.crop(-6)
     assert kept(layer) == needed(11)
     layer.update(*states(5, start=11))
-    layer.crop(12)  # a length to keep
+    layer.crop(-4)
     assert kept(layer) == needed(12)
 
 
 def test_rows_are_reordered_repeated_and_selected():
-    layer = FixedLayer(STRIDE, SUMMARY)
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.expect(torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]]))
     layer.update(*states(5, batch=2))
     first, second = kept(layer, 0), kept(layer, 1)
@@ -136,9 +142,50 @@ def test_padding_between_tokens_is_invisible(variant, chunk):
     assert torch.allclose(actual[0, mask[0].bool()], alone, atol=1e-5)
 
 
+def test_what_cannot_be_cropped_slot_by_slot():
+    """Padding among the last tokens of a row has been dropped with the rest."""
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    layer.expect(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1]]))
+    layer.update(*states(6, batch=2))
+    with pytest.raises(RuntimeError, match="cannot remove 1 tokens"):
+        layer.crop(-1)
+
+
+def test_a_prepared_mask_keeps_all_keys():
+    model, ids = make_model("fixed", attention="eager", attention_patterns=["fixed"] * 2), random_ids(2, 17)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    expected = model(ids, attention_mask=mask).logits[:, 12:]
+    square = visible("fixed", model.config, mask[:, :12])[:, None] | torch.eye(12, dtype=torch.bool)
+    positions = (mask[:, :12].cumsum(-1) - 1).clamp(min=0)
+    cache = model(ids[:, :12], attention_mask=square, position_ids=positions).past_key_values
+    assert torch.allclose(model(ids[:, 12:], attention_mask=mask, past_key_values=cache).logits, expected, atol=1e-5)
+    cache = model(ids[:, :12], attention_mask=mask[:, :12]).past_key_values
+    with pytest.raises(ValueError, match="attention_mask: a prepared mask does not fit the cache of a fixed layer"):
+        model(ids[:, 12:], attention_mask=square[:, :, :5], past_key_values=cache)
+
+
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
+def test_a_mask_without_the_past_is_refused(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match="attention_mask has 2 slots: expected 9 of the past and 2 new ones"):
+        model(ids[:, :2], attention_mask=torch.ones_like(ids[:, :2]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "gpt_oss"])
+def test_decoding_under_autocast(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = DynamicCache(config=model.config)
+        steps = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(9)]
+        whole = model(ids, use_cache=False).logits
+    assert (torch.cat(steps, dim=1) - whole).abs().max() < 0.05 * whole.abs().max()
+
+
 def test_moves_between_devices():
     """What an offloaded cache does, on the one device that is at hand."""
-    layer = FixedLayer(STRIDE, SUMMARY)
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.update(*states(9))
     layer.offload()
     layer.prefetch()

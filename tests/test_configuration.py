@@ -5,7 +5,7 @@ import pytest
 from tiny import TINY, VARIANTS, make_config
 
 from hf_gpt import GPTConfig, GPTForCausalLM
-from hf_gpt.configuration_gpt import ACTIVATIONS
+from hf_gpt.configuration_gpt import ACTIVATIONS, PATTERN_FIELDS
 
 REFUSED = [
     ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
@@ -57,6 +57,18 @@ REFUSED = [
         "sliding_window=1: expected an integer of at least 2",
     ),
     ({"sliding_window": 8}, "sliding_window=8 without a banded layer"),
+    ({"attention_stride": 8}, "attention_stride=8 without a strided or fixed layer"),
+    ({"attention_summary_size": 8}, "attention_summary_size=8 without a fixed layer"),
+    ({"attention_patterns": ["strided"] * 2}, "attention_stride=None: the strided layers in attention_patterns"),
+    ({"attention_patterns": ["fixed"] * 2, "attention_stride": 4}, "attention_summary_size=None: the fixed layers"),
+    (
+        {"attention_patterns": ["fixed"] * 2, "attention_stride": 4, "attention_summary_size": 5},
+        "attention_summary_size=5: expected at most attention_stride=4",
+    ),
+    (
+        {"attention_patterns": ["strided"] * 2, "attention_stride": 1},
+        "attention_stride=1: expected an integer of at least 2",
+    ),
     ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
     ({"parallel_residual": True, "norm_position": "post"}, "parallel_residual=True has no norm_position='post'"),
     ({"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8}, "hidden_size=33: sinusoidal"),
@@ -175,11 +187,12 @@ def test_overrides_at_loading_derive_anew(tmp_path):
         GPTConfig.from_pretrained(tmp_path, sliding_window=8)
 
 
-def test_a_window_set_later_without_a_banded_layer_is_dropped():
+@pytest.mark.parametrize("name", PATTERN_FIELDS)
+def test_a_size_set_later_that_is_of_no_pattern_is_dropped(name):
     config = make_config()
-    config.sliding_window = 8
+    setattr(config, name, 8)
     GPTForCausalLM(config)
-    assert config.sliding_window is None
+    assert getattr(config, name) is None
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "gpt2", "n_embd": 8}', "{}"], ids=["gpt2", "nothing"])

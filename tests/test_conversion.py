@@ -14,6 +14,7 @@ from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.configuration_gpt import ACTIVATIONS
 from hf_gpt.conversion import FAMILIES, convert, export, verify
 from hf_gpt.conversion.weights import MXFP4, pieces
+from hf_gpt.surgery import set_attention_patterns
 
 SEEDS = range(6)
 families = pytest.mark.parametrize("family", NATIVE)
@@ -430,6 +431,26 @@ def test_features_that_a_family_lacks_are_refused_by_name(variant, family, messa
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "ours", tmp_path / "native", family)
     assert not list(tmp_path.glob("native*"))
+
+
+@pytest.mark.parametrize("family", NATIVE)
+def test_no_family_has_strided_layers(family, tmp_path):
+    save_native(tmp_path / "native", family)
+    ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
+    set_attention_patterns(ours, "strided", attention_stride=4).save_pretrained(tmp_path / "strided")
+    with pytest.raises(ValueError, match=r"attention_patterns=\['strided'.* cannot be expressed"):
+        export(tmp_path / "strided", tmp_path / "back", family)
+
+
+def test_new_patterns_go_back_into_a_family_that_has_them(tmp_path):
+    save_native(tmp_path / "native", "gpt_neo", attention_types=[[["global"], 2]], num_layers=2)
+    ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
+    local = set_attention_patterns(ours, {1: "banded"}, sliding_window=4)
+    local.save_pretrained(tmp_path / "local")
+    native = AutoModelForCausalLM.from_pretrained(export(tmp_path / "local", tmp_path / "back", "gpt_neo"))
+    assert native.config.attention_layers == ["global", "local"]
+    ids = random_ids(2, 20, high=native.config.vocab_size)
+    assert_close(local(ids).logits, native(ids).logits)
 
 
 @pytest.mark.parametrize("rope", [*ROPE, longrope(8)], ids=lambda rope: rope["rope_type"])

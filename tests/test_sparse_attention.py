@@ -37,7 +37,7 @@ def jobs_of(config, pattern, batch, queries, keys):
 
 
 def by_kernels(query, key, value, sinks, jobs):
-    return UnionAttention.apply(query, key, value, sinks, jobs, 0.3).transpose(1, 2)
+    return UnionAttention.apply(query, key, value, sinks, jobs, 0.3)[0].transpose(1, 2)
 
 
 def by_operations(query, key, value, sinks, jobs):

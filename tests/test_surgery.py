@@ -71,7 +71,12 @@ def test_other_heads_dtypes_and_settings_come_along():
     assert changed.config._attn_implementation == "eager"
     model = make_model()
     model.generation_config.max_new_tokens = 7
-    assert set_attention_patterns(model, "dense").generation_config.max_new_tokens == 7
+    model.model.embed_tokens.requires_grad_(False)
+    model.gradient_checkpointing_enable()
+    changed = set_attention_patterns(model, "dense")
+    assert changed.generation_config.max_new_tokens == 7
+    assert changed.is_gradient_checkpointing
+    assert [p.requires_grad for p in changed.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
 def test_loading_can_change_patterns_too(tmp_path):
@@ -85,6 +90,8 @@ def test_loading_can_change_patterns_too(tmp_path):
     ("patterns", "sizes", "message"),
     [
         ({2: "banded"}, {"sliding_window": 4}, "no layer 2 of num_hidden_layers=2"),
+        ({0.5: "dense"}, {}, r"no layer 0\.5"),
+        (None, {}, "patterns=None: expected a pattern"),
         ("sparse", {}, "attention_patterns holds 'sparse'"),
         (["dense"], {}, "attention_patterns has 1 entries"),
         ("banded", {}, "sliding_window=None"),
