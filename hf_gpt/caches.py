@@ -14,7 +14,7 @@ from .configuration_gpt import GPTConfig
 class GrowingLayer(DynamicLayer):
     """A dynamic cache layer that leaves room for the next tokens, instead of copying everything at each of them.
 
-    It is for strided layers, which read few of the keys that they must keep.
+    It is for strided layers, which read few of the keys that they must keep. A copy that goes its own way must be deep.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,10 @@ class GrowingLayer(DynamicLayer):
             room[:, :, past : past + states.shape[2]] = states
         self.keys, self.values = (room[:, :, : past + key_states.shape[2]] for room in self.rooms)
         return self.keys, self.values
+
+    def offload(self) -> None:
+        self.rooms = ()  # which would hold on to the device's memory
+        super().offload()
 
     def _fits(self, length: int) -> bool:
         """The keys still begin a room that is large enough: as after `crop`, not as after `reorder_cache`."""

@@ -103,7 +103,7 @@ class Kernels(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """Pieces in differentiable operations: for every device, for dropout, and for compilers."""
+    """Pieces in differentiable operations: for every device, for dropout, and inside a compiled graph."""
 
     scaling: float
     dropout: float
