@@ -239,7 +239,7 @@ def plot(charts: dict[str, dict[str, dict[int, float]]]) -> None:
         axis.legend(fontsize=7)
         axis.grid(True, which="both", alpha=0.2)
     figure.tight_layout()
-    figure.savefig(PLOT, dpi=110)
+    figure.savefig(PLOT, dpi=75)
 
 
 def main() -> None:

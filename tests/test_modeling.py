@@ -156,6 +156,16 @@ def test_compiles_as_one_graph(variant):
         actual.loss.backward()
 
 
+@pytest.mark.parametrize("variant", ["banded", "strided", "fixed"])
+def test_a_compiled_model_reads_other_lengths(variant):
+    model = make_model(variant)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for length in (9, 13):
+        ids = random_ids(2, length)
+        assert torch.allclose(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5)
+
+
 def test_exports(variant):
     model, ids = make_model(variant), random_ids(2, 8)
     mask = torch.ones_like(ids)
