@@ -122,7 +122,8 @@ class FixedLayer(DynamicLayer):
         return kept + query_length, self.cumulative_length - kept
 
     def reset(self) -> None:
-        super().reset()
+        self.keys = self.values = None
+        self.is_initialized = False
         self.forget()
 
     def crop(self, tokens_to_remove: int) -> None:
