@@ -12,16 +12,21 @@ import transformers
 
 def alternate(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> dict[str, float]:
     """Seconds of each, medians of `rounds` alternating calls after one to warm up, and ours divided by the peer's."""
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    for call in (ours, peer):
+    seconds = medians({"ours": ours, "peer": peer}, rounds)
+    return seconds | {"ratio": seconds["ours"] / seconds["peer"]}
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each, medians of `rounds` alternating calls after one to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
         call()
     for _ in range(rounds):
-        for name, call in (("ours", ours), ("peer", peer)):
+        for name, call in calls.items():
             started = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return medians | {"ratio": medians["ours"] / medians["peer"]}
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def machine() -> dict[str, str | int]:

@@ -17,7 +17,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from .attention_patterns import Banded, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
 from .caches import FixedLayer, layer_of, logical_positions
-from .configuration_gpt import LAYER_TYPES, GPTConfig
+from .configuration_gpt import LAYER_TYPES, OWN_PATTERNS, GPTConfig
 from .sparse_attention import Piece, Span
 
 # A sequence of fewer keys costs less with a mask than cut into pieces (benchmarks/RESULTS.md).
@@ -129,7 +129,7 @@ def prepared(masks: Mapping[str, Any], pattern: str) -> Any:
     """The mask of a pattern, by its name or by its layer type."""
     if pattern in masks:
         return masks[pattern]
-    if pattern in ("strided", "fixed"):
+    if pattern in OWN_PATTERNS:
         raise ValueError(
             f"masks by layer type ({', '.join(masks)}) cannot tell what a {pattern} layer sees: continuous batching "
             "(generate_batch) has no such layers, use generate() with sdpa, eager or flex_attention"

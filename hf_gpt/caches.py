@@ -8,7 +8,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from .attention_patterns import Fixed, build_pattern
-from .configuration_gpt import GPTConfig
+from .configuration_gpt import OWN_PATTERNS, GPTConfig
 
 
 class GrowingLayer(DynamicLayer):
@@ -165,13 +165,12 @@ class FixedLayer(DynamicLayer):
 def shape_cache(config: GPTConfig, cache: Cache | None) -> None:
     """Give the layers of a dynamic cache, while they are empty, the form of their patterns."""
     for layer_idx, pattern in enumerate(config.attention_patterns):
-        layer = layer_of(cache, layer_idx)
-        if type(layer) is not DynamicLayer or layer.is_initialized:
+        if pattern not in OWN_PATTERNS:
             continue
-        if pattern == "strided":
-            cache.layers[layer_idx] = GrowingLayer()
-        elif pattern == "fixed":
-            cache.layers[layer_idx] = FixedLayer(build_pattern(config, pattern))
+        layer = layer_of(cache, layer_idx)
+        if type(layer) is DynamicLayer and not layer.is_initialized:
+            own = GrowingLayer() if pattern == "strided" else FixedLayer(build_pattern(config, pattern))
+            cache.layers[layer_idx] = own
 
 
 def expect_tokens(cache: Cache | None, attention_mask: torch.Tensor | Mapping[str, Any] | None, length: int) -> None:
@@ -180,11 +179,15 @@ def expect_tokens(cache: Cache | None, attention_mask: torch.Tensor | Mapping[st
     Raises:
         ValueError: a prepared mask, which does not tell, for a cache that has dropped keys.
     """
-    for layer_idx, layer in enumerate(getattr(cache, "layers", ())):
-        if not isinstance(layer, FixedLayer) or attention_mask is None:
-            continue
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            layer.expect(logical_positions(attention_mask.bool())[:, -length:])
+    fixed = [(idx, layer) for idx, layer in enumerate(getattr(cache, "layers", ())) if isinstance(layer, FixedLayer)]
+    if not fixed or attention_mask is None:
+        return
+    positions = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        positions = logical_positions(attention_mask.bool())[:, -length:]
+    for layer_idx, layer in fixed:
+        if positions is not None:
+            layer.expect(positions)
         elif layer.is_initialized:
             raise ValueError(
                 "attention_mask: a prepared mask does not fit the cache of a fixed layer (attention_patterns), which "

@@ -22,6 +22,9 @@ LAYER_TYPES = {
 # The pattern that a layer type alone means.
 ATTENTION_PATTERNS = {"full_attention": "dense", "sliding_attention": "banded"}
 
+# The patterns that no layer type tells: nothing but our own attention knows them.
+OWN_PATTERNS = tuple(name for name, layer_type in LAYER_TYPES.items() if ATTENTION_PATTERNS[layer_type] != name)
+
 # What the patterns need to know.
 PATTERN_FIELDS = {
     "sliding_window": ("banded",),

@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
 from .caches import expect_tokens, shape_cache
-from .configuration_gpt import GPTConfig
+from .configuration_gpt import OWN_PATTERNS, GPTConfig
 from .feed_forward import MLP, GatedMLP
 from .linear import Linear
 from .losses import balancing_loss, per_item
@@ -152,7 +152,7 @@ class GPTPreTrainedModel(PreTrainedModel):
 
     @property
     def _supports_flash_attn(self) -> bool:
-        return not self.config.attention_sinks and not {"strided", "fixed"} & set(self.config.attention_patterns)
+        return not self.config.attention_sinks and not set(OWN_PATTERNS) & set(self.config.attention_patterns)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         """Choose the attention implementation, as in the base class; none that would leave something out in silence."""
@@ -207,7 +207,7 @@ class GPTPreTrainedModel(PreTrainedModel):
 
 def refuse_implementation(config: GPTConfig, implementation: str) -> None:
     """Raise a ValueError for an attention implementation that does not know what the model is made of."""
-    sparse = [pattern for pattern in ("strided", "fixed") if pattern in config.attention_patterns]
+    sparse = [pattern for pattern in OWN_PATTERNS if pattern in config.attention_patterns]
     if sparse and ("flash" in implementation or "paged" in implementation):
         raise ValueError(
             f"attn_implementation={implementation!r} knows no {' or '.join(sparse)} layers (attention_patterns): "
