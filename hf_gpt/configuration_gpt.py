@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+from .parallel_plans import expert_parallel_plan, tensor_parallel_plan
+
 logger = logging.get_logger(__name__)
 
 # An attention pattern, and the standard layer type by which the rest of the ecosystem knows its cache.
@@ -33,6 +35,8 @@ PATTERN_FIELDS = {
 }
 
 MLP_LAYER_TYPES = ("dense", "sparse")
+
+ROUTER_SCORE_FUNCTIONS = ("softmax", "sigmoid")
 
 # The norms, and what each of them may learn; the first is its default.
 NORM_PARAMETERS = {"layer_norm": ("weight_and_bias", "weight", "none"), "rms_norm": ("weight", "none")}
@@ -101,8 +105,14 @@ def positive(default: float | None) -> Any:
     )
 
 
-def coefficient(default: float) -> Any:
-    return _ruled(default, lambda value: _is_number(value) and value >= 0, "a number of at least 0")
+def coefficient(default: float | None) -> Any:
+    """A number of at least 0; None, where that is the default, means that there is no such part."""
+    optional = default is None
+    return _ruled(
+        default,
+        lambda value: (_is_number(value) and value >= 0) or (optional and value is None),
+        "a number of at least 0" + (" or None" if optional else ""),
+    )
 
 
 def strings() -> Any:
@@ -172,7 +182,7 @@ class GPTConfig(PreTrainedConfig):
     """
 
     model_type = "hf_gpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "aux_loss", "z_loss", "tokens_per_expert"]
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -272,16 +282,30 @@ class GPTConfig(PreTrainedConfig):
     """How many of them work on each token."""
     moe_intermediate_size: int | None = size(None)
     """Width inside an expert; `intermediate_size` by default."""
+    num_shared_experts: int = size(0, least=0)
+    """Experts that work on every token, beside the chosen ones: one feed-forward layer, so many times as wide
+    (DeepSeek-V3: 1)."""
+    router_score_function: str = one_of("softmax", ROUTER_SCORE_FUNCTIONS)
+    """What makes shares of the router's logits: `softmax` (Mixtral, gpt-oss) or `sigmoid` (DeepSeek-V3)."""
+    norm_topk_prob: bool = flag(True)
+    """The shares of the chosen experts add up to 1 (Switch, OLMoE: not)."""
+    routed_scaling_factor: float = positive(1.0)
+    """Factor on these shares (DeepSeek-V3: 2.5)."""
     router_bias: bool = flag(False)
-    """Bias on the scores of the experts (gpt-oss)."""
+    """Bias on the router's logits (gpt-oss)."""
     router_jitter_noise: float = probability()
     """In training, the input of a sparse layer is multiplied by a uniform number in 1 plus or minus this (Mixtral)."""
     router_aux_loss_coef: float = coefficient(0.001)
     """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
+    router_z_loss_coef: float = coefficient(0.0)
+    """Weight in training of the loss that keeps the router's logits small (Zoph et al. 2022, section 3.3)."""
+    router_bias_update_rate: float | None = coefficient(None)
+    """Balance without a loss: a bias for each expert, which only decides who is chosen, moves by this after each step
+    of the optimizer (Wang et al. 2024; DeepSeek-V3: 0.001). At 0 it stays as it is; None: there is none."""
     output_router_logits: bool | None = field(
         default_factory=lambda: None, metadata={"rule": flag(None).metadata["rule"]}
     )
-    """Return the scores of the experts, and count the balancing loss outside of training too; False by default. A
+    """Return the router's logits, and count the balancing losses outside of training too; False by default. A
     configuration without experts has no such attribute."""
 
     # --- training ------------------------------------------------------------------------------------------------
@@ -323,7 +347,8 @@ class GPTConfig(PreTrainedConfig):
             del self.rope_parameters
         if self.num_local_experts is None:
             del self.output_router_logits
-        self.base_model_tp_plan = self._tensor_parallel_plan()  # never serialised
+        self.base_model_tp_plan = tensor_parallel_plan(self)  # neither is ever serialised
+        self.base_model_ep_plan = expert_parallel_plan(self)
         super().__post_init__(**kwargs)
         self.validate()
 
@@ -455,18 +480,6 @@ class GPTConfig(PreTrainedConfig):
         if self.layer_types is None:
             self.layer_types = [LAYER_TYPES.get(pattern, pattern) for pattern in self.attention_patterns]
 
-    def _tensor_parallel_plan(self) -> dict[str, str]:
-        """Heads and feed-forward columns are split, rows summed; experts stay whole on every rank."""
-        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
-        if self.qk_norm:  # every rank normalises its own heads with the same weights
-            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
-        plan["layers.*.self_attn.o_proj"] = "rowwise"
-        if "dense" in self.mlp_layer_types:
-            if self.mlp_type != "mlp":
-                plan["layers.*.mlp.gate_proj"] = "colwise"
-            plan |= {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
-        return plan
-
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -514,6 +527,17 @@ class GPTConfig(PreTrainedConfig):
         if sparse and self.num_experts_per_tok > experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
+            )
+        if self.num_shared_experts and not sparse:
+            raise ValueError(f"num_shared_experts={self.num_shared_experts} without a sparse layer: leave it out")
+        if self.router_bias_update_rate is not None and not sparse:
+            raise ValueError(
+                f"router_bias_update_rate={self.router_bias_update_rate} without a sparse layer: leave it out"
+            )
+        if self.router_bias_update_rate and self.layerdrop:
+            raise ValueError(
+                f"layerdrop={self.layerdrop} hides from router_bias_update_rate={self.router_bias_update_rate} what "
+                "each layer would have chosen: expected one of the two to be 0"
             )
 
     def _idle_sizes(self) -> dict[str, str]:

@@ -44,10 +44,10 @@ GATES = {"glu": ActivatedGate, "clamped_glu": ClampedGate}
 class MLP(nn.Module):
     """down(act(up(x))), (B, T, hidden_size) to the same."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, inner: int) -> None:
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True  # for its initial weights
         self.act_fn = build_activation(config)
 
@@ -58,13 +58,18 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """down(combine(gate(x), up(x)))."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, inner: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True
         self.combine = GATES[config.mlp_type](config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.combine(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+
+
+def build_mlp(config: GPTConfig, inner: int) -> nn.Module:
+    """Plain or gated, `inner` wide inside."""
+    return MLP(config, inner) if config.mlp_type == "mlp" else GatedMLP(config, inner)

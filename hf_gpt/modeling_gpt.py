@@ -10,6 +10,7 @@ the model is built: forward passes do not ask.
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,32 +28,27 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
+from .balancing import Balance, measure_balance, weighted_losses
 from .caches import expect_tokens, shape_cache
 from .configuration_gpt import OWN_PATTERNS, GPTConfig
-from .feed_forward import MLP, GatedMLP
 from .linear import Linear
-from .losses import balancing_loss, per_item
-from .moe import Experts, SparseMLP, TopKRouter
+from .losses import per_item
+from .moe import BiasedChoiceRouter, Experts, TopKRouter, build_feed_forward
 from .norms import build_norm
 from .positions import build_positions, check_indices, keep
+
+logger = logging.get_logger(__name__)
 
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """A dropout of 0 is no layer at all."""
     return nn.Dropout(probability) if probability else keep
-
-
-def build_feed_forward(config: GPTConfig, layer_idx: int) -> nn.Module:
-    """Experts, or one plain or gated layer."""
-    if config.mlp_layer_types[layer_idx] == "sparse":
-        return SparseMLP(config)
-    return MLP(config) if config.mlp_type == "mlp" else GatedMLP(config)
 
 
 class GPTBlock(GradientCheckpointingLayer):
@@ -135,7 +131,9 @@ class GPTPreTrainedModel(PreTrainedModel):
         "hidden_states": GPTBlock,
         "attentions": GPTAttention,
         "router_logits": OutputRecorder(TopKRouter, index=0),
+        "router_indices": OutputRecorder(TopKRouter, index=2),
     }
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
     # In the manner of `@use_experts_implementation`; transformers asks the class, before there is a configuration.
     has_built_experts = False
@@ -158,6 +156,12 @@ class GPTPreTrainedModel(PreTrainedModel):
         """Choose the attention implementation, as in the base class; none that would leave something out in silence."""
         refuse_implementation(self.config, attn_implementation or "")
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Choose the experts implementation, as in the base class. On a CPU ours is the fastest."""
+        if requested_experts is None and not torch.accelerator.is_available():
+            return "eager"
+        return super().get_correct_experts_implementation(requested_experts)
 
     def _grouped_mm_can_dispatch(self) -> bool:
         for name in ("hidden_size", "moe_intermediate_size"):
@@ -182,6 +186,9 @@ class GPTPreTrainedModel(PreTrainedModel):
             if module.has_bias:
                 init.zeros_(getattr(module, f"{module.first}_bias"))
                 init.zeros_(module.down_proj_bias)
+        if isinstance(module, BiasedChoiceRouter):
+            init.zeros_(module.e_score_correction_bias)
+            init.zeros_(module.tokens_per_expert)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -310,6 +317,12 @@ class GPTModel(GPTPreTrainedModel):
         hidden_states = self.project_out(self.norm(hidden_states))
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
+    @property
+    def routers(self) -> list[TopKRouter]:
+        """Those of the sparse layers, in their order."""
+        kinds = self.config.mlp_layer_types
+        return [block.mlp.router for block, kind in zip(self.layers, kinds, strict=True) if kind == "sparse"]
+
     def blocks_to_run(self) -> Iterable[GPTBlock]:
         """All blocks, or what layerdrop leaves of them in training."""
         blocks = self.layers[: self.config.num_hidden_layers]  # generate() may lower it, to draft with the first layers
@@ -329,7 +342,55 @@ def count_positions(
     return (torch.arange(length, device=inputs_embeds.device) + past)[None]
 
 
-class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
+class GPTHeadModel(GPTPreTrainedModel):
+    """A decoder under a head; in training the head sees to it that the experts are used evenly."""
+
+    def run_decoder(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[MoeModelOutputWithPast, Balance | None]:
+        """What `GPTModel` returns, and how evenly its experts were used: in training, or where `output_router_logits`
+        asks for it."""
+        asked = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
+        if "sparse" not in self.config.mlp_layer_types or not (self.training or asked):
+            return self.model(**inputs), None
+        outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
+        balance = measure_balance(outputs.router_logits, outputs.router_indices, attention_mask, self.config)
+        if self.training and self.config.router_bias_update_rate:
+            for router, load in zip(self.model.routers, balance.tokens_per_expert, strict=True):
+                router.tokens_per_expert.add_(load)
+        if self.training and self.is_gradient_checkpointing and not balance.aux_loss.requires_grad:
+            logger.warning_once("reentrant gradient checkpointing cuts the routers off from their balancing losses")
+        if not asked:
+            outputs.router_logits = None
+        return outputs, balance
+
+    def add_balance(
+        self,
+        loss: torch.Tensor,
+        balance: Balance | None,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """A loss with the balancing losses, each by its coefficient, for this micro-batch's share of a batch."""
+        if balance is None:
+            return loss
+        return loss + per_item(weighted_losses(balance, self.config), labels, num_items_in_batch)
+
+
+@dataclass
+class GPTCausalLMOutput(MoeCausalLMOutputWithPast):
+    """Of a mixture of experts also, in training: what the loss is made of, and how evenly its experts are used.
+
+    `aux_loss` and `z_loss` are without their coefficients; `tokens_per_expert` is (sparse layers, experts).
+    """
+
+    lm_loss: torch.Tensor | None = None
+    z_loss: torch.Tensor | None = None
+    tokens_per_expert: torch.Tensor | None = None
+
+
+class GPTForCausalLM(GPTHeadModel, GenerationMixin):
     """The decoder as a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -344,8 +405,6 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTModel(config)
         self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
-        sparse = "sparse" in config.mlp_layer_types
-        self.balances_in_training = sparse and config.router_aux_loss_coef > 0
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
@@ -372,7 +431,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> GPTCausalLMOutput:
         """Predict the token after each one; the arguments are those of `GPTModel`, and:
 
         Args:
@@ -381,14 +440,12 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
         Returns:
             `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels. Of a
-            mixture of experts also `aux_loss`, which `loss` includes by `router_aux_loss_coef`: in training, or where
-            `output_router_logits` asks for it.
+            mixture of experts also `lm_loss`, `aux_loss` and `z_loss`, whose weighted sum `loss` is, and
+            `tokens_per_expert`: in training, or where `output_router_logits` asks for it.
         """
-        if self.balances_in_training and self.training:
-            kwargs["output_router_logits"] = True
-        outputs = self.model(
+        outputs, balance = self.run_decoder(
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
@@ -397,27 +454,25 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
+        loss = lm_loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        aux_loss = None
-        if outputs.router_logits:
-            aux_loss = balancing_loss(outputs.router_logits, attention_mask, self.config)
-            if labels is not None:
-                balance = per_item(aux_loss, labels, kwargs.get("num_items_in_batch"))
-                loss = loss + self.config.router_aux_loss_coef * balance
-        return MoeCausalLMOutputWithPast(
+            lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.add_balance(lm_loss, balance, labels, kwargs.get("num_items_in_batch"))
+        outputs = GPTCausalLMOutput(
             loss=loss,
-            aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
+        if balance is not None:
+            outputs.lm_loss = lm_loss
+            outputs.tokens_per_expert, outputs.aux_loss, outputs.z_loss = balance
+        return outputs
 
 
-class GPTTaskModel(GPTPreTrainedModel):
+class GPTTaskModel(GPTHeadModel):
     """The decoder under a linear output layer, `score`."""
 
     def __init__(self, config: GPTConfig, outputs: int) -> None:
@@ -469,9 +524,9 @@ class GPTForSequenceClassification(GPTTaskModel):
     ) -> SequenceClassifierOutputWithPast:
         """`logits` of (B, num_labels). `labels` are classes, (B,); numbers, (B,) or (B, num_labels); or several labels
         at once as zeros and ones, (B, num_labels): see `config.problem_type`."""
-        outputs = self.model(
+        outputs, balance = self.run_decoder(
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
@@ -483,7 +538,7 @@ class GPTForSequenceClassification(GPTTaskModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-            loss = per_item(loss, labels, num_items_in_batch)
+            loss = self.add_balance(per_item(loss, labels, num_items_in_batch), balance, labels, num_items_in_batch)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -512,9 +567,9 @@ class GPTForTokenClassification(GPTTaskModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """`logits` of (B, T, num_labels); `labels`, (B, T), -100 is ignored."""
-        outputs = self.model(
+        outputs, balance = self.run_decoder(
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             **{"use_cache": False, **kwargs},
@@ -523,6 +578,7 @@ class GPTForTokenClassification(GPTTaskModel):
         loss = None
         if labels is not None:
             loss = per_item(self.loss_function(logits, labels, self.config), labels, num_items_in_batch)
+            loss = self.add_balance(loss, balance, labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -546,9 +602,9 @@ class GPTForQuestionAnswering(GPTTaskModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         """`start_logits` and `end_logits` of (B, T); `start_positions` and `end_positions`, (B,), slots in [0, T)."""
-        outputs = self.model(
+        outputs, balance = self.run_decoder(
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             **{"use_cache": False, **kwargs},
@@ -557,6 +613,7 @@ class GPTForQuestionAnswering(GPTTaskModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+            loss = self.add_balance(loss, balance, start_positions)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
@@ -592,12 +649,13 @@ class GPTForMultipleChoice(GPTTaskModel):
             "inputs_embeds": inputs_embeds,
         }
         inputs = {name: value if value is None else value.flatten(0, 1) for name, value in inputs.items()}
-        outputs = self.model(**{"use_cache": False, **inputs, **kwargs})
+        outputs, balance = self.run_decoder(**{"use_cache": False, **inputs, **kwargs})
         pooled = self.pool(outputs.last_hidden_state, inputs["input_ids"], inputs["attention_mask"])
         logits = self.score(self.dropout(pooled)).view(given.shape[:2])
         loss = None
         if labels is not None:
             loss = per_item(nn.functional.cross_entropy(logits.float(), labels), labels, num_items_in_batch)
+            loss = self.add_balance(loss, balance, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
