@@ -26,6 +26,8 @@ NOT_ARCHITECTURE = {
     "use_cache",
     "router_jitter_noise",
     "router_aux_loss_coef",
+    "router_aux_loss_type",
+    "router_z_loss_coef",
     "output_router_logits",
 }
 

@@ -3,7 +3,7 @@
 from ..configuration_gpt import ATTENTION_PATTERNS, GPTConfig
 from .family import Family
 from .llama import BLOCK, FIELDS, SAME_NAMES, whole_rotation
-from .mixtral import ROUTING
+from .mixtral import POOLED, ROUTING
 from .storage import Fields, Storage
 from .weights import IN_TURNS, MXFP4, rule
 
@@ -42,7 +42,8 @@ GPT_OSS = Family(
         "swiglu_alpha": "swiglu_alpha",
         "swiglu_limit": "swiglu_limit",
     },
-    constants={"norm_type": "rms_norm", "mlp_type": "clamped_glu", "attention_sinks": True, "router_bias": True},
+    constants=POOLED
+    | {"norm_type": "rms_norm", "mlp_type": "clamped_glu", "attention_sinks": True, "router_bias": True},
     read=read,
     write=write,
     canonical=canonical,

@@ -11,6 +11,8 @@ ROUTING = {
     "router_aux_loss_coef": "router_aux_loss_coef",
     "output_router_logits": "output_router_logits",
 }
+# One loss for all layers, as the classes of transformers have it.
+POOLED = {"router_aux_loss_type": "pooled"}
 SPARSE, OURS = f"{BLOCK}block_sparse_moe.", f"{BLOCK}mlp."
 
 
@@ -23,7 +25,7 @@ MIXTRAL = Family(
     name="mixtral",
     storage=Storage("mixtral"),
     fields=FIELDS | ROUTING | {"router_jitter_noise": "router_jitter_noise", "sliding_window": "sliding_window"},
-    constants=CONSTANTS | {"attention_bias": False, "mlp_bias": False},
+    constants=CONSTANTS | POOLED | {"attention_bias": False, "mlp_bias": False},
     read=read,
     canonical=canonical,
     layouts=(

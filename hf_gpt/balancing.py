@@ -52,7 +52,9 @@ def measure_balance(
     load, everywhere = sum_over_processes(torch.stack(loads), tokens)
     frequency = load / everywhere.clamp(min=1)  # (sparse layers, experts)
     share = torch.stack(shares) / tokens.clamp(min=1)
-    aux_loss = config.num_local_experts * (frequency.mean(dim=0) * share.mean(dim=0)).sum()
+    if config.router_aux_loss_type == "pooled":
+        frequency, share = frequency.mean(dim=0, keepdim=True), share.mean(dim=0, keepdim=True)
+    aux_loss = config.num_local_experts * (frequency * share).sum(dim=1).mean()
     return Balance(load, aux_loss, torch.stack(squares).mean() / tokens.clamp(min=1))
 
 

@@ -37,6 +37,7 @@ PATTERN_FIELDS = {
 MLP_LAYER_TYPES = ("dense", "sparse")
 
 ROUTER_SCORE_FUNCTIONS = ("softmax", "sigmoid")
+ROUTER_AUX_LOSS_TYPES = ("layerwise", "pooled")
 
 # The norms, and what each of them may learn; the first is its default.
 NORM_PARAMETERS = {"layer_norm": ("weight_and_bias", "weight", "none"), "rms_norm": ("weight", "none")}
@@ -295,8 +296,11 @@ class GPTConfig(PreTrainedConfig):
     """Bias on the router's logits (gpt-oss)."""
     router_jitter_noise: float = probability()
     """In training, the input of a sparse layer is multiplied by a uniform number in 1 plus or minus this (Mixtral)."""
-    router_aux_loss_coef: float = coefficient(0.001)
+    router_aux_loss_coef: float = coefficient(0.01)
     """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
+    router_aux_loss_type: str = one_of("layerwise", ROUTER_AUX_LOSS_TYPES)
+    """`layerwise`: the mean of the layers' losses, which balances each. `pooled`: one loss of the loads of all layers
+    together, which may hide their differences (Mixtral and gpt-oss in transformers)."""
     router_z_loss_coef: float = coefficient(0.0)
     """Weight in training of the loss that keeps the router's logits small (Zoph et al. 2022, section 3.3)."""
     router_bias_update_rate: float | None = coefficient(None)

@@ -133,7 +133,6 @@ class GPTPreTrainedModel(PreTrainedModel):
         "router_logits": OutputRecorder(TopKRouter, index=0),
         "router_indices": OutputRecorder(TopKRouter, index=2),
     }
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
     # In the manner of `@use_experts_implementation`; transformers asks the class, before there is a configuration.
     has_built_experts = False
@@ -143,6 +142,8 @@ class GPTPreTrainedModel(PreTrainedModel):
         if config.num_local_experts is not None:
             GPTPreTrainedModel.has_built_experts = True
         super().__init__(config)
+        if config.router_bias_update_rate is not None:
+            self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -284,11 +285,14 @@ class GPTModel(GPTPreTrainedModel):
             `output_hidden_states`, `output_attentions` and `output_router_logits`.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`; a token id outside the vocabulary, or a
-                position beyond the learned ones (on the CPU; an accelerator asserts).
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; no token at all; a token id outside the
+                vocabulary, or a position beyond the learned ones (on the CPU; an accelerator asserts).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if not given.numel():
+            raise ValueError(f"inputs of shape {tuple(given.shape)}: expected at least one token")
         if inputs_embeds is None:
             check_indices("input_ids", input_ids, "vocab_size", self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)
@@ -353,13 +357,13 @@ class GPTHeadModel(GPTPreTrainedModel):
         asked = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
         if "sparse" not in self.config.mlp_layer_types or not (self.training or asked):
-            return self.model(**inputs), None
+            return self.model(**inputs, output_router_logits=False), None
         outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
         balance = measure_balance(outputs.router_logits, outputs.router_indices, attention_mask, self.config)
         if self.training and self.config.router_bias_update_rate:
             for router, load in zip(self.model.routers, balance.tokens_per_expert, strict=True):
                 router.tokens_per_expert.add_(load)
-        if self.training and self.is_gradient_checkpointing and not balance.aux_loss.requires_grad:
+        if self.training and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
             logger.warning_once("reentrant gradient checkpointing cuts the routers off from their balancing losses")
         if not asked:
             outputs.router_logits = None

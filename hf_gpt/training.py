@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
+from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 CHECKPOINTS = "checkpoints"
@@ -101,6 +103,52 @@ class TokenBlocks(Dataset):
     def unigram_entropy(self) -> float:
         counts = torch.bincount(self.rows.flatten()).double()
         return torch.distributions.Categorical(counts).entropy().item()
+
+
+class ExpertMetrics(TrainerCallback):
+    """Has any Trainer log what the loss of a mixture of experts is made of, and how evenly its experts are used.
+
+        Trainer(model, args, train_dataset=data, callbacks=[ExpertMetrics()])
+
+    Beside `loss` there are then `lm_loss`, `aux_loss` and `z_loss`, each without its coefficient, and `max_violation`:
+    how much more than the mean the busiest expert of all layers had to do (MaxVio, Wang et al. 2024, section 4.1). All
+    are of the steps since the last log. A callback that reports elsewhere comes after this one, to see them too.
+    """
+
+    def __init__(self) -> None:
+        self.max_violations: list[float] = []
+        """Of each sparse layer, as last logged."""
+        self._sums: dict[str, torch.Tensor] = {}
+        self._hook = None
+
+    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
+        self._hook = model.register_forward_hook(self._gather)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._hook.remove()
+
+    def _gather(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
+        if not model.training or getattr(outputs, "tokens_per_expert", None) is None:
+            return
+        found = {name: getattr(outputs, name) for name in ("loss", "lm_loss", "aux_loss", "z_loss")}
+        found |= {"tokens_per_expert": outputs.tokens_per_expert, "forwards": torch.ones_like(outputs.aux_loss)}
+        for name, value in found.items():
+            if value is not None:
+                self._sums[name] = self._sums.get(name, 0) + value.detach()
+
+    def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
+        if not self._sums or "loss" not in logs:
+            return
+        sums = {name: reduce(value) for name, value in self._sums.items()}
+        load, forwards = sums["tokens_per_expert"], sums["forwards"]
+        self.max_violations = (load.amax(dim=1) / load.mean(dim=1) - 1).tolist()
+        metrics = {name: (sums[name] / forwards).item() for name in ("aux_loss", "z_loss")}
+        if "lm_loss" in sums:  # the Trainer scales the one as the other
+            metrics["lm_loss"] = logs["loss"] * (sums["lm_loss"] / sums["loss"]).item()
+        metrics["max_violation"] = max(self.max_violations)
+        logs |= metrics
+        state.log_history[-1] |= metrics
+        self._sums = {}
 
 
 def begin(folder: Path, description: dict[str, Any]) -> None:

@@ -191,15 +191,20 @@ def test_half_precision_is_close(variant):
 def test_parallel_plans_name_parts_of_the_model(variant):
     model = make_model(variant)
     modules = {name for name, _ in model.named_modules()}
-    for pattern in model.config.base_model_tp_plan:
-        assert {f"model.{pattern.replace('*', layer)}" for layer in "01"} & modules
+    parts = modules | {name for name, _ in model.named_parameters()}
+    config, ours = model.config, {name.replace(f".{layer}.", ".*.", 1) for name in parts for layer in "01"}
+    for plan in (config.base_model_tp_plan, config.base_model_ep_plan or {}):
+        assert {f"model.{pattern}" for pattern in plan} <= ours
     for projection, style in {"q": "colwise", "k": "colwise", "v": "colwise", "o": "rowwise"}.items():
         assert model.tp_plan[f"model.layers.*.self_attn.{projection}_proj"] == style
-    split = {name.rpartition(".")[-1] for name in model.config.base_model_tp_plan if ".mlp." in name}
-    layers = [layer.mlp.named_children() for layer in model.model.layers]
-    assert split == {name for layer in layers for name, _ in layer if name.endswith("_proj")}
-    assert [f"model.{name}" in modules for name in model.config.base_model_pp_plan] == [True] * 3
-    assert list(model.config.base_model_pp_plan) == ["embed_tokens", "layers", "norm"]
+    for name, parameter in model.model.layers.named_parameters():
+        name = f"layers.*.{name[2:]}"
+        if parameter.ndim > 1 and "router" not in name and not name.endswith("down_proj_bias"):
+            assert {name, name.rpartition(".")[0]} & config.base_model_tp_plan.keys(), name
+        if ".experts." in name:
+            assert config.base_model_ep_plan[name] == "grouped_gemm"
+    assert [f"model.{name}" in modules for name in config.base_model_pp_plan] == [True] * 3
+    assert list(config.base_model_pp_plan) == ["embed_tokens", "layers", "norm"]
 
 
 def test_every_parameter_learns(variant):

@@ -41,6 +41,7 @@ def configurations(draw) -> dict:
     head_dim = draw(st.sampled_from([4, 8]))
     patterns = draw(st.none() | st.lists(st.sampled_from(list(LAYER_TYPES)), min_size=layers, max_size=layers))
     position = draw(st.sampled_from(["rope", "rope", "learned", "sinusoidal", "none"]))
+    experts = draw(st.sampled_from([None, None, 1, 3]))
     return {
         "vocab_size": 99,
         "max_position_embeddings": 32,
@@ -63,9 +64,14 @@ def configurations(draw) -> dict:
         "attention_sinks": draw(st.sampled_from([False, False, True])),
         "position_offset": draw(st.sampled_from([0, 0, 2])) if position == "learned" else 0,
         "lm_head_bias": draw(st.booleans()),
-        "num_local_experts": draw(st.sampled_from([None, None, 1, 3])),
+        "num_local_experts": experts,
         "num_experts_per_tok": draw(st.sampled_from([1, 2])),
         "router_bias": draw(st.booleans()),
+        "num_shared_experts": draw(st.integers(0, 2)) if experts else 0,
+        "router_score_function": draw(st.sampled_from(["softmax", "sigmoid"])),
+        "norm_topk_prob": draw(st.booleans()),
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
+        "router_bias_update_rate": draw(st.sampled_from([None, 0.0, 0.01])) if experts else None,
         "router_jitter_noise": draw(probabilities),
         "norm_position": draw(st.sampled_from(["pre", "pre", "post"])),
         "parallel_residual": draw(st.booleans()),

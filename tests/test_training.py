@@ -78,12 +78,13 @@ class StopAt(TrainerCallback):
         control.should_training_stop = control.should_save = state.global_step == self.step
 
 
-def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path):
-    dropouts = {"residual_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1, "layerdrop": 0.1}
+@pytest.mark.parametrize(("kind", "layerdrop"), [("default", 0.1), ("deepseek", 0.0)])
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path, kind, layerdrop):
+    dropouts = {"residual_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1, "layerdrop": layerdrop}
     settings = {"save_strategy": "steps", "save_steps": 5, "max_steps": 10}
-    expected = train(tmp_path / "whole", make_model(**dropouts).train(), **settings)
+    expected = train(tmp_path / "whole", make_model(kind, **dropouts).train(), **settings)
 
-    model = make_model(**dropouts).train()
+    model = make_model(kind, **dropouts).train()
     first = Trainer(model=model, args=arguments(tmp_path / "cut", **settings), train_dataset=rows())
     first.add_callback(StopAt(5))
     first.train()

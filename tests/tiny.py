@@ -81,6 +81,20 @@ VARIANTS = {
         "num_experts_per_tok": 3,
         "router_bias": True,
     },
+    "deepseek": {
+        "norm_type": "rms_norm",
+        "mlp_type": "glu",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_local_experts": 6,
+        "num_shared_experts": 2,
+        "moe_intermediate_size": 16,
+        "mlp_layer_types": ["dense", "sparse"],
+        "router_score_function": "sigmoid",
+        "routed_scaling_factor": 1.5,
+        "router_bias_update_rate": 0.01,
+    },
 }
 
 
