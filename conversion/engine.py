@@ -58,20 +58,12 @@ def convert(
     folder = locate(src)
     family = recognise(folder)
     config = _read_configuration(folder, family)
-    model = _on_meta(config)
     checkpoint = family.storage.open(folder)
-    ours = _weights_of(model)
+    ours = weights_of(config)
     layout = _clean(checkpoint, family, config, ours)
     weights = _translate(checkpoint, pieces(layout, config, ours), config, to_ours=True)
 
-    config.dtype, config.auto_map = weights.dtype, AUTO_MAP
-    config.architectures = [GPTForCausalLM.__name__]
-    with _unfinished(out, folder, GPTConfig.model_type, max_shard_size) as unfinished:
-        _carry_the_rest(folder, unfinished)
-        write_shards(unfinished, weights, max_shard_size, _tracker(show_progress, "convert"))
-        config.save_pretrained(unfinished)
-        custom_object_save(model, unfinished, config=config)
-    return Path(out)
+    return write_ours(out, folder, GPTConfig.model_type, config, weights, max_shard_size, show_progress)
 
 
 def export(
@@ -92,13 +84,10 @@ def export(
     """
     target = find_family(family)
     folder = locate(src)
-    config = GPTConfig.from_pretrained(folder)
+    config, checkpoint = read_ours(folder)
     fields = target.to_native(config)
-    ours = _weights_of(_on_meta(config))
-    checkpoint = Checkpoint(folder)
-    _drop_tied_head(checkpoint, config, HEAD, EMBEDDINGS)
-    _check(checkpoint, ours)
-    weights = _translate(checkpoint, pieces(target.layouts[0], config, ours), config, to_ours=False)
+    all_pieces = pieces(target.layouts[0], config, weights_of(config))
+    weights = _translate(checkpoint, all_pieces, config, to_ours=False)
 
     with _unfinished(out, folder, family, max_shard_size) as unfinished:
         _carry_the_rest(folder, unfinished)
@@ -114,14 +103,51 @@ def _read_configuration(folder: Path, family: Family) -> GPTConfig:
         raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
 
 
+def read_ours(folder: Path) -> tuple[GPTConfig, Checkpoint]:
+    """A language model of hf_gpt that lies in a folder.
+
+    Raises:
+        ValueError: its weights are not what its configuration promises.
+    """
+    config, checkpoint = GPTConfig.from_pretrained(folder), Checkpoint(folder)
+    _drop_tied_head(checkpoint, config, HEAD, EMBEDDINGS)
+    _check(checkpoint, weights_of(config))
+    return config, checkpoint
+
+
+def write_ours(
+    out: str | Path,
+    source: Path,
+    target: str,
+    config: GPTConfig,
+    weights: Weights,
+    max_shard_size: int | str,
+    show_progress: bool,
+) -> Path:
+    """Write a language model of hf_gpt, with the tokenizer of `source`; or go on where the same call was interrupted.
+
+    Args:
+        target: what the source becomes: another call that says the same goes on.
+    """
+    config.dtype, config.auto_map = weights.dtype, AUTO_MAP
+    config.architectures = [GPTForCausalLM.__name__]
+    with _unfinished(out, source, target, max_shard_size) as unfinished:
+        _carry_the_rest(source, unfinished)
+        write_shards(unfinished, weights, max_shard_size, _tracker(show_progress, Path(out).name))
+        config.save_pretrained(unfinished)
+        custom_object_save(_on_meta(config), unfinished, config=config)
+    return Path(out)
+
+
 def _on_meta(config: GPTConfig) -> GPTForCausalLM:
     with torch.device("meta"):
         return GPTForCausalLM(config)
 
 
-def _weights_of(model: GPTForCausalLM) -> dict[str, torch.Tensor]:
-    tied = {HEAD} if model.config.tie_word_embeddings else set()
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+def weights_of(config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The tensors of a language model, on the meta device; a tied head is none of its own."""
+    tied = {HEAD} if config.tie_word_embeddings else set()
+    return {name: tensor for name, tensor in _on_meta(config).state_dict().items() if name not in tied}
 
 
 def _clean(

@@ -27,6 +27,7 @@ from .folders import new_folder
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
 from .tokenization import SPLIT_PATTERNS, train_tokenizer
 from .training import RunSettings
+from .upcycling import upcycle_checkpoint
 
 app = typer.Typer(
     name="hf-gpt",
@@ -236,6 +237,47 @@ def export_command(
         print_verification(ours=source, native=out, family=to)
 
 
+@app.command("upcycle")
+def upcycle_command(
+    src: Annotated[str, typer.Argument(help="Folder or Hub id of a dense model of hf_gpt.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be new, or empty.")],
+    num_experts: Annotated[int, typer.Option(min=1, help="Experts in each sparse layer.")] = 8,
+    num_experts_per_tok: Annotated[int, typer.Option(min=1, help="How many of them work on each token.")] = 2,
+    granularity: Annotated[int, typer.Option(min=1, help="Cut the layer into so many experts, a part as wide.")] = 1,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="A layer to make sparse; all otherwise.", show_default=False)
+    ] = None,
+    noise: Annotated[float, typer.Option(min=0, help="Noise on the experts, as a part of their weights.")] = 0.0,
+    reinitialise: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of each expert's width that is drawn anew.")
+    ] = 0.0,
+    set_fields: Set = None,
+    seed: Seed = 0,
+    max_shard_size: ShardSize = SHARD_SIZE,
+) -> None:
+    """Make a mixture of experts of a dense model: it computes the same, until it is trained. Run again, it goes on
+    where it was."""
+    upcycle_checkpoint(
+        src,
+        out,
+        num_experts,
+        num_experts_per_tok,
+        granularity=granularity,
+        layers=layer,
+        noise=noise,
+        reinitialise=reinitialise,
+        seed=seed,
+        max_shard_size=max_shard_size,
+        show_progress=True,
+        **parse_fields(set_fields or []),
+    )
+    dense, sparse = (account(GPTConfig.from_pretrained(folder)) for folder in (locate(src), out))
+    console.print(
+        f"{out}: {sparse.parameters:,} parameters, {sparse.active_parameters:,} of them active, from "
+        f"{dense.parameters:,}"
+    )
+
+
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A preset, a config.json, or a folder of a model.")],
@@ -249,8 +291,7 @@ def info(
 
     table = Table(title=model, show_header=False)
     table.add_row("parameters", f"{costs.parameters:,}")
-    if costs.active_parameters != costs.parameters:
-        table.add_row("active parameters", f"{costs.active_parameters:,}")
+    table.add_row("active parameters", f"{costs.active_parameters:,}")
     table.add_row("FLOPs per token, forward", f"{costs.forward_flops_per_token:,.0f}")
     table.add_row("FLOPs per token, training", f"{costs.training_flops_per_token:,.0f}")
     table.add_row("cache bytes per token", f"{costs.cache_bytes_per_token:,}")
@@ -276,8 +317,9 @@ def info(
 def describe_feed_forward(config: GPTConfig, layer: int) -> str:
     if config.mlp_layer_types[layer] == "dense":
         return f"{config.mlp_type} {config.intermediate_size}"
+    shared = f"{config.num_shared_experts} + " if config.num_shared_experts else ""
     experts = f"{config.num_experts_per_tok}/{config.num_local_experts}"
-    return f"{experts} {config.mlp_type} {config.moe_intermediate_size}"
+    return f"{shared}{experts} {config.mlp_type} {config.moe_intermediate_size}"
 
 
 def print_verification(ours: Path | str, native: Path | str, family: str) -> None:

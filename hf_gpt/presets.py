@@ -99,6 +99,7 @@ MIXTRAL: Delta = LLAMA_3 | {  # Jiang et al. 2024, section 2
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
     "router_aux_loss_coef": 0.02,
+    "router_aux_loss_type": "pooled",
     "bos_token_id": 1,
     "eos_token_id": 2,
 }

@@ -93,7 +93,7 @@ VARIANTS = {
         "mlp_layer_types": ["dense", "sparse"],
         "router_score_function": "sigmoid",
         "routed_scaling_factor": 1.5,
-        "router_bias_update_rate": 0.01,
+        "router_bias_update_rate": 1e-4,
     },
 }
 
