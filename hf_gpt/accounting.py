@@ -7,8 +7,8 @@ from torch import nn
 
 from .attention_patterns import build_pattern
 from .configuration_gpt import GPTConfig
+from .experts import Experts
 from .modeling_gpt import GPTForCausalLM
-from .moe import Experts
 
 
 class LayerAccount(NamedTuple):

@@ -37,9 +37,10 @@ from .attention_masks import create_attention_masks
 from .balancing import Balance, measure_balance, weighted_losses
 from .caches import expect_tokens, shape_cache
 from .configuration_gpt import OWN_PATTERNS, GPTConfig
+from .experts import Experts
 from .linear import Linear
 from .losses import per_item
-from .moe import BiasedChoiceRouter, Experts, TopKRouter, build_feed_forward
+from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
 from .positions import build_positions, check_indices, keep
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
+from transformers.initialization import no_init_weights
+
 from .configuration_gpt import PATTERN_FIELDS, GPTConfig
 from .modeling_gpt import GPTPreTrainedModel
 from .upcycling import Upcycling
@@ -101,12 +103,15 @@ def upcycle(
 
 def _rebuild(model: Model, config: GPTConfig) -> Model:
     """A model of another configuration, used and trained as the first one is; its weights are still to come."""
-    changed = type(model)._from_config(config, dtype=model.dtype, attn_implementation=model.config._attn_implementation)
+    attention = model.config._attn_implementation
+    with no_init_weights():
+        changed = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
+    changed.tie_weights()
     kept = dict(model.named_parameters())
     for name, parameter in changed.named_parameters():
         if name in kept:
             parameter.requires_grad_(kept[name].requires_grad)
-    if model.is_gradient_checkpointing:
+    if model.base_model.gradient_checkpointing:
         changed.gradient_checkpointing_enable()
     if model.can_generate():
         changed.generation_config = deepcopy(model.generation_config)

@@ -198,7 +198,7 @@ def test_nothing_is_as_large_as_tokens_times_experts_times_width(implementation)
     states = random_states(2, 512, dtype=torch.float32).requires_grad_()
     with LargestTensor() as watch:
         module(states).square().sum().backward()
-    assert watch.size == 1024 * CHOSEN * 2 * INNER  # gate and up, of the chosen
+    assert watch.size <= 1024 * CHOSEN * 2 * INNER  # gate and up, of the chosen
     assert watch.size < 1024 * 16 * WIDTH
 
 

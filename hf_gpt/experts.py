@@ -1,0 +1,165 @@
+"""The experts of a sparse layer: their weights, stacked, and how each of them works on the tokens that chose it."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from .configuration_gpt import GPTConfig
+from .feed_forward import GATES, build_activation
+from .linear import matmul
+
+
+class Experts(nn.Module):
+    """The feed-forward layers of all experts, run by transformers' experts interface.
+
+    Weights are (experts, in, out), as in gpt-oss: a single token is multiplied faster so. A gated expert's
+    `gate_up_proj` holds the columns of its gate, then those of `up`.
+    """
+
+    # The layout, as the interface asks for it.
+    is_transposed = True
+    is_concatenated = True
+    has_post_expert_norm = False
+    _is_expert_parallel = False
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_experts = config.num_local_experts
+        self.has_gate = config.mlp_type in GATES
+        self.has_bias = config.mlp_bias
+        width, inner = config.hidden_size, config.moe_intermediate_size
+        if self.has_gate:
+            self.first, first_width = "gate_up_proj", 2 * inner
+            self.combine = GATES[config.mlp_type](config)
+        else:
+            self.first, first_width = "up_proj", inner
+            self.act_fn = build_activation(config)
+        for name, into, out in ((self.first, width, first_width), ("down_proj", inner, width)):
+            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, into, out)))
+            bias = nn.Parameter(torch.empty(self.num_experts, out)) if self.has_bias else None
+            self.register_parameter(f"{name}_bias", bias)
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return self.combine(*gate_up.chunk(2, dim=-1))
+
+    def activate(self, entering: torch.Tensor) -> torch.Tensor:
+        """What stands between the two layers of an expert."""
+        return self._apply_gate(entering) if self.has_gate else self.act_fn(entering)
+
+    def forward(self, tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        implementation = self.config._experts_implementation
+        if implementation == "eager" and torch.compiler.is_compiling():
+            implementation = "grouped_mm"  # a graph cannot hold how many tokens each expert gets
+        run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, eager_experts)
+        return run(self, tokens, indices, weights)
+
+
+def eager_experts(experts: Experts, tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Each expert in turn, on the tokens that chose it.
+
+    Args:
+        tokens: (N, hidden_size).
+        indices, weights: (N, k), which experts a token goes to, and their shares in its output. An index beyond the
+            experts is that of one on another rank.
+    """
+    names = (experts.first, f"{experts.first}_bias", "down_proj", "down_proj_bias")
+    parameters = [getattr(experts, name) for name in names]
+    return ExpertsInTurn.apply(experts.activate, experts.num_experts, tokens, indices, weights, *parameters)
+
+
+def tokens_by_expert(indices: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, list[tuple[int, slice]]]:
+    """The choices, (N, k), numbered in the order of their experts, (n,), and where those of each expert are."""
+    chosen, order = indices.flatten().sort(stable=True)
+    counts = torch.bincount(chosen, minlength=num_experts)[:num_experts].tolist()
+    ends = list(accumulate(counts, initial=0))
+    spans = [(expert, slice(*ends[expert : expert + 2])) for expert in range(num_experts) if counts[expert]]
+    return order[: ends[-1]], spans
+
+
+class ExpertsInTurn(torch.autograd.Function):
+    """Experts, one after the other, and their gradients.
+
+    Autograd would keep every step of every expert, and make a gradient as large as all weights for each of them. Here
+    only what enters the activation is kept, and the activation is computed once more. The gradient of a share needs no
+    output: g . (a W + b) = (g W^T) . a + g . b.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        activate: Callable[[torch.Tensor], torch.Tensor],
+        num_experts: int,
+        tokens: torch.Tensor,
+        indices: torch.Tensor,
+        shares: torch.Tensor,
+        first: torch.Tensor,
+        first_bias: torch.Tensor | None,
+        down: torch.Tensor,
+        down_bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(N, hidden_size) to the same. Weights are (experts, in, out), biases (experts, out)."""
+        order, spans = tokens_by_expert(indices, num_experts)
+        origin, share = order // indices.shape[-1], shares.flatten()[order, None]  # (n,), (n, 1)
+        dtype = tokens.dtype
+        if torch.is_autocast_enabled(tokens.device.type):
+            dtype = torch.get_autocast_dtype(tokens.device.type)
+        output, entering = torch.zeros_like(tokens), []
+        for expert, rows in spans:
+            entering.append(affine(tokens[origin[rows]].to(dtype), first, first_bias, expert))
+            result = affine(activate(entering[-1]), down, down_bias, expert) * share[rows]
+            output.index_add_(0, origin[rows], result.to(output.dtype))
+        ctx.activate, ctx.spans, ctx.dtype = activate, spans, dtype
+        ctx.save_for_backward(tokens, shares, order, first, first_bias, down, down_bias, *entering)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tokens, shares, order, *parameters = ctx.saved_tensors[:7]
+        first, _, down, down_bias = parameters
+        origin, share = order // shares.shape[-1], shares.flatten()[order, None]
+        to_tokens, to_share = torch.zeros_like(tokens), torch.zeros_like(shares)
+        needed = ctx.needs_input_grad[-4:]
+        to_parameters = [torch.empty_like(p) if need else None for p, need in zip(parameters, needed, strict=True)]
+        to_first, to_first_bias, to_down, to_down_bias = to_parameters
+
+        for (expert, rows), entering in zip(ctx.spans, ctx.saved_tensors[7:], strict=True):
+            states, upstream = (each[origin[rows]].to(ctx.dtype) for each in (tokens, gradient))
+            with torch.enable_grad():
+                entering = entering.detach().requires_grad_()
+                active = ctx.activate(entering)  # (rows, inner)
+            to_active = matmul(upstream, down[expert].t().to(ctx.dtype))
+            products = (to_active * active.detach()).sum(dim=-1, dtype=shares.dtype)
+            if down_bias is not None:
+                products += upstream.to(shares.dtype) @ down_bias[expert].to(shares.dtype)
+            to_share.view(-1)[order[rows]] = products
+
+            upstream = (upstream * share[rows]).to(ctx.dtype)
+            (to_entering,) = torch.autograd.grad(active, entering, (to_active * share[rows]).to(ctx.dtype))
+            to_tokens.index_add_(0, origin[rows], matmul(to_entering, first[expert].t().to(ctx.dtype)).to(tokens.dtype))
+            for to_weight, to_bias, inputs, outputs in (
+                (to_first, to_first_bias, states, to_entering),
+                (to_down, to_down_bias, active.detach(), upstream),
+            ):
+                if to_weight is not None:
+                    to_weight[expert] = matmul(inputs.t(), outputs)
+                if to_bias is not None:
+                    to_bias[expert] = outputs.sum(dim=0)
+
+        idle = sorted(set(range(len(first))) - {expert for expert, _ in ctx.spans})
+        for to_parameter in to_parameters:
+            if to_parameter is not None:
+                to_parameter[idle] = 0
+        return None, None, to_tokens, None, to_share, *to_parameters
+
+
+def affine(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:
+    """One layer of one expert, in the precision of `states`."""
+    bias = None if bias is None else bias[expert].to(states.dtype)
+    return matmul(states, weight[expert].to(states.dtype), bias)
