@@ -121,7 +121,8 @@ class ExpertsInTurn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens, shares, order, *parameters = ctx.saved_tensors[:7]
+        tokens, shares, order, *parameters = ctx.saved_tensors
+        parameters, all_entering = parameters[:4], parameters[4:]
         first, _, down, down_bias = parameters
         origin, share = order // shares.shape[-1], shares.flatten()[order, None]
         to_tokens, to_share = torch.zeros_like(tokens), torch.zeros_like(shares)
@@ -129,7 +130,7 @@ class ExpertsInTurn(torch.autograd.Function):
         to_parameters = [torch.empty_like(p) if need else None for p, need in zip(parameters, needed, strict=True)]
         to_first, to_first_bias, to_down, to_down_bias = to_parameters
 
-        for (expert, rows), entering in zip(ctx.spans, ctx.saved_tensors[7:], strict=True):
+        for (expert, rows), entering in zip(ctx.spans, all_entering, strict=True):
             states, upstream = (each[origin[rows]].to(ctx.dtype) for each in (tokens, gradient))
             with torch.enable_grad():
                 entering = entering.detach().requires_grad_()
