@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import machine, medians
+from measure import machine, medians, peak_gigabytes
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -175,8 +175,7 @@ def step(lengths: list[int], rounds: int) -> tuple[dict[str, dict[int, float]], 
 def peak(name: str, length: int) -> float:
     """Gigabytes of a process that builds the model and makes a training step."""
     training_step(build(name, length), length)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+    return peak_gigabytes()
 
 
 def decode(rounds: int) -> dict[str, dict[str, float]]:

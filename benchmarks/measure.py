@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -27,6 +28,11 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             call()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_gigabytes() -> float:
+    """The most memory that this process has held. (`ru_maxrss` would begin at the peak of its parent.)"""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6
 
 
 def machine() -> dict[str, str | int]:

@@ -349,6 +349,9 @@ def print_outcome(out: Path, outcome: Outcome) -> None:
         f"held-out loss {report.evaluation_loss:.3f} nats per token (perplexity {report.perplexity:.1f}); "
         f"unigram entropy {report.unigram_entropy:.3f}"
     )
+    if report.max_violations:
+        busiest = ", ".join(f"{1 + violation:.2f}" for violation in report.max_violations)
+        print(f"load of the busiest expert of each layer, where the mean is 1: {busiest}")
     contents = {
         "model.safetensors, config.json, *.py": "the model, and the code that loads it",
         "tokenizer.json": "the tokenizer",

@@ -462,7 +462,8 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         loss = lm_loss = None
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = self.add_balance(lm_loss, balance, labels, kwargs.get("num_items_in_batch"))
+            predicted = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
+            loss = self.add_balance(lm_loss, balance, predicted, kwargs.get("num_items_in_batch"))
         outputs = GPTCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -55,6 +55,8 @@ class RunReport:
     """Of the text: the loss of a model that knows how often each occurs, and nothing else."""
     seconds: float
     """Since the run was last started or resumed."""
+    max_violations: list[float] = field(default_factory=list)
+    """Of each layer of experts, at the end: what the busiest had to do, beyond the mean."""
     training_curve: list[tuple[int, float]] = field(default_factory=list)
     evaluation_curve: list[tuple[int, float]] = field(default_factory=list)
 
@@ -200,12 +202,14 @@ def train_model(
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    metrics = ExpertMetrics()
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=training_rows,
         eval_dataset=evaluation_rows,
         processing_class=tokenizer,
+        callbacks=[metrics],
     )
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -223,6 +227,7 @@ def train_model(
         evaluation_loss=evaluation_curve[-1][1],
         unigram_entropy=data.unigram_entropy(),
         seconds=time.monotonic() - started,
+        max_violations=metrics.max_violations,
         training_curve=training_curve,
         evaluation_curve=evaluation_curve,
     )

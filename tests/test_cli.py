@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from native import save_native
 from tiny import make_model
@@ -346,9 +347,45 @@ def test_convert_and_export_refuse(run, saved, tmp_path, monkeypatch, arguments,
     assert not list(tmp_path.iterdir())
 
 
+def test_upcycle(run, saved, tmp_path):
+    """The same function; it trains on, and info tells what it costs."""
+    status, printed, _ = run("upcycle", saved, tmp_path / "out", "--num-experts", 4, "-s", "router_aux_loss_coef=0.05")
+    assert status == 0
+    model, dense = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "out", saved))
+    assert f"{model.num_parameters():,} parameters" in printed
+    assert model.config.router_aux_loss_coef == 0.05
+    ids = torch.arange(10)[None]
+    assert torch.allclose(model(ids).logits, dense(ids).logits, atol=1e-4)
+    AutoTokenizer.from_pretrained(tmp_path / "out")
+    status, printed, _ = run("info", tmp_path / "out")
+    assert status == 0
+    assert "2/4 mlp" in printed
+    some = run("upcycle", saved, tmp_path / "some", "--layer", 0, "--layer=-1", "--granularity", 2, "--noise", 0.1)
+    assert some[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere", "out"], "/nowhere is no folder"),
+        (["{saved}", "{saved}"], "choose another output folder"),
+        (
+            ["{saved}", "out", "--num-experts", "2", "--num-experts-per-tok", "4"],
+            "expected at most num_local_experts=2",
+        ),
+        (["{saved}", "out", "--granularity", "3"], "granularity=3 does not divide num_experts=8"),
+        (["{saved}", "out", "-s", "hidden_size=7"], "hidden_size is no field of the routing"),
+    ],
+)
+def test_upcycle_refuses(run, saved, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert refuses(run("upcycle", *(argument.format(saved=saved) for argument in arguments)), message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_every_command(run):
     status, printed, _ = run("--help")
     assert status == 0
-    for command in ("demo", "train", "train-tokenizer", "generate", "convert", "export", "info"):
+    for command in ("demo", "train", "train-tokenizer", "generate", "convert", "export", "upcycle", "info"):
         assert command in printed
         assert run(command, "--help")[0] == 0

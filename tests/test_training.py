@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_gpt import GPTForCausalLM, GPTForMultipleChoice, GPTForSequenceClassification, GPTForTokenClassification
 from hf_gpt.tokenization import train_tokenizer
-from hf_gpt.training import RunSettings, TokenBlocks, begin, train_model
+from hf_gpt.training import ExpertMetrics, RunSettings, TokenBlocks, begin, train_model
 
 
 def arguments(folder, **fields) -> TrainingArguments:
@@ -245,3 +245,66 @@ def test_a_run_resumes_with_its_own_settings_alone(tmp_path):
     begin(tmp_path, {"steps": 8, "context": 16})
     with pytest.raises(ValueError, match="cannot resume: context=32, but the run began with 16"):
         begin(tmp_path, {"steps": 8, "context": 32})
+
+
+class TestExpertMetrics:
+    def run(self, folder, variant="deepseek", model_fields=None, **fields):
+        metrics = ExpertMetrics()
+        model = make_model(variant, **model_fields or {}).train()
+        trainer = Trainer(model, arguments(folder, **fields), train_dataset=rows(), callbacks=[metrics])
+        trainer.train()
+        return trainer, metrics
+
+    @pytest.mark.parametrize("accumulated", [1, 4])
+    def test_what_the_loss_is_made_of(self, tmp_path, accumulated):
+        sizes = {"per_device_train_batch_size": 16 // accumulated, "gradient_accumulation_steps": accumulated}
+        coefficients = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25}
+        trainer, _ = self.run(tmp_path, model_fields=coefficients, logging_steps=2, **sizes)
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        assert len(logs) == 3
+        for log in logs:
+            whole = log["lm_loss"] + 0.5 * log["aux_loss"] + 0.25 * log["z_loss"]
+            # micro-batches have their share in the loss by their labels, and one each in what is logged
+            assert log["loss"] == pytest.approx(whole, rel=1e-5 if accumulated == 1 else 0.02)
+            assert log["lm_loss"] == pytest.approx(log["loss"], rel=0.5)
+            assert log["max_violation"] > 0
+
+    def test_the_load_since_the_last_log(self, tmp_path):
+        model, metrics, seen = make_model("gpt_oss").train(), ExpertMetrics(), []
+        model.register_forward_hook(lambda _, __, output: seen.append(output.tokens_per_expert))
+        options = arguments(tmp_path, max_steps=6, logging_steps=3)
+        trainer = Trainer(model, options, train_dataset=rows(), callbacks=[metrics])
+        trainer.train()
+        logged = [log["max_violation"] for log in trainer.state.log_history if "loss" in log]
+        for value, forwards in zip(logged, (seen[:3], seen[3:]), strict=True):
+            load = sum(forwards)  # (layers, experts)
+            violations = [layer.max() / layer.mean() - 1 for layer in load]
+            assert value == pytest.approx(max(violations).item())
+        assert metrics.max_violations == pytest.approx([violation.item() for violation in violations])
+
+    def test_reporters_that_come_after_it_see_them(self, tmp_path):
+        class Reporter(TrainerCallback):
+            seen = ()
+
+            def on_log(self, args, state, control, logs, **_):
+                self.seen = (*self.seen, *logs)
+
+        reporter = Reporter()
+        model = make_model("mixtral").train()
+        callbacks = [ExpertMetrics(), reporter]
+        options = arguments(tmp_path, logging_steps=2, eval_strategy="steps", eval_steps=3)
+        Trainer(model, options, train_dataset=rows(), eval_dataset=rows(8), callbacks=callbacks).train()
+        assert {"lm_loss", "aux_loss", "z_loss", "max_violation"} <= set(reporter.seen)
+
+    def test_a_dense_model_logs_what_it_did(self, tmp_path):
+        trainer, metrics = self.run(tmp_path, "llama", logging_steps=2)
+        assert metrics.max_violations == []
+        assert not any("max_violation" in log or "lm_loss" in log for log in trainer.state.log_history)
+
+
+def test_a_run_with_experts_reports_their_load(tmp_path):
+    text = "the quick brown fox jumps over the lazy dog " * 200
+    tokenizer = train_tokenizer([text], 300)
+    model = make_model("mixtral", vocab_size=300).train()
+    report = train_model(model, tokenizer, [text], tmp_path, RunSettings(context=16, steps=4, batch_size=4))
+    assert len(report.max_violations) == 1
