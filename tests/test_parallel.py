@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
 
 from hf_gpt import GPTForCausalLM
+from hf_gpt.parallel_plans import ALL_PARALLEL_STYLES
 
 RANKS = 2
 # What transformers splits; and whether ranks see a part of the batch each.
@@ -82,7 +83,9 @@ def work(rank, folder, port, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_layout_trains_as_one_process(variant, tmp_path):
-    model = make_model(variant, **VARIANTS[variant])
+    if ALL_PARALLEL_STYLES is None and variant != "llama":
+        pytest.skip("transformers 5.17 cannot split experts")
+    model = make_model(variant, **VARIANTS[variant], vocab_size=100)
     model.save_pretrained(tmp_path / "whole")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
