@@ -9,6 +9,7 @@ from .attention_patterns import build_pattern
 from .configuration_gpt import GPTConfig
 from .experts import Experts
 from .modeling_gpt import GPTForCausalLM
+from .moe import TopKRouter
 
 
 class LayerAccount(NamedTuple):
@@ -55,7 +56,7 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
     experts = [p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()]
     idle = 1 - config.num_experts_per_tok / (config.num_local_experts or config.num_experts_per_tok)
     active = total - round(idle * sum(p.numel() for p in experts))
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, TopKRouter))]
     multiplied = sum(m.numel() for m in matrices) + round((1 - idle) * sum(p.numel() for p in experts if p.ndim == 3))
 
     per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize

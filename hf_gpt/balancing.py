@@ -19,7 +19,7 @@ class Balance(NamedTuple):
     """Of one forward pass, over all sparse layers together. Padding does not count."""
 
     tokens_per_expert: torch.Tensor
-    """(sparse layers, experts): how many tokens chose each, on all processes."""
+    """(sparse layers, experts): how many tokens chose each; in training, on all processes."""
     aux_loss: torch.Tensor
     """Scalar: the load-balancing loss, the number k of chosen experts where all are used alike."""
     z_loss: torch.Tensor
@@ -31,16 +31,16 @@ def measure_balance(
     router_indices: tuple[torch.Tensor, ...],
     attention_mask: torch.Tensor | None,
     config: GPTConfig,
+    over_processes: bool = False,
 ) -> Balance:
     """What the routers of a forward pass have done.
-
-    In a group of processes every one of them must call it, as each does in data-parallel training: the loads are added
-    up, so that the loss and its gradients are those of the whole batch (Qiu et al. 2025).
 
     Args:
         router_logits: for each sparse layer, (B * T, experts).
         router_indices: for each sparse layer, (B * T, k), the chosen experts.
         attention_mask: (B, past + T). A prepared mask says nothing about padding.
+        over_processes: add up the loads of all processes, where there are several, so that the loss and its gradients
+            are those of the whole batch (Qiu et al. 2025). Every process must then do so, as each does in training.
     """
     mask = token_mask(attention_mask, router_logits[0])  # (B * T,)
     chosen = [torch.zeros_like(logits, dtype=mask.dtype) for logits in router_logits]
@@ -49,7 +49,9 @@ def measure_balance(
     squares = [mask @ logits.to(mask.dtype).logsumexp(dim=-1).square() for logits in router_logits]
 
     tokens = mask.sum()
-    load, everywhere = sum_over_processes(torch.stack(loads), tokens)
+    load, everywhere = torch.stack(loads), tokens
+    if over_processes and distributed.is_available() and distributed.is_initialized():
+        load, everywhere = sum_over_processes(load, tokens)
     frequency = load / everywhere.clamp(min=1)  # (sparse layers, experts)
     share = torch.stack(shares) / tokens.clamp(min=1)
     if config.router_aux_loss_type == "pooled":
@@ -77,8 +79,6 @@ def probabilities(logits: torch.Tensor, config: GPTConfig) -> torch.Tensor:
 
 def sum_over_processes(load: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks that share a batch count it as often as each other: ratios of the sums stay what they are."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return load, tokens
     packed = torch.cat((load.flatten(), tokens[None]))
     distributed.all_reduce(packed)
     return packed[:-1].view_as(load), packed[-1]
@@ -96,7 +96,7 @@ ROUTERS: WeakSet[nn.Module] = WeakSet()
 
 def update_after_steps(router: nn.Module) -> None:
     """Have `router.update_bias()` called whenever an optimizer has changed its weights: once for all the micro-batches
-    of a step, in whatever loop. A router that is frozen keeps its bias."""
+    of a step, in whatever loop. (An optimizer that works on copies of the weights is not recognised.)"""
     ROUTERS.add(router)
     watch_optimizers()
 

@@ -36,6 +36,14 @@ PATTERN_FIELDS = {
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 
+# What other families call our fields, where leaving it out would build a dense model.
+OTHER_NAMES = {
+    "num_experts": "num_local_experts",
+    "n_routed_experts": "num_local_experts",
+    "n_shared_experts": "num_shared_experts",
+    "scoring_func": "router_score_function",
+}
+
 ROUTER_SCORE_FUNCTIONS = ("softmax", "sigmoid")
 ROUTER_AUX_LOSS_TYPES = ("layerwise", "pooled")
 
@@ -295,7 +303,8 @@ class GPTConfig(PreTrainedConfig):
     router_bias: bool = flag(False)
     """Bias on the router's logits (gpt-oss)."""
     router_jitter_noise: float = probability()
-    """In training, the input of a sparse layer is multiplied by a uniform number in 1 plus or minus this (Mixtral)."""
+    """In training, the input of router and experts is multiplied by a uniform number in 1 plus or minus this
+    (Mixtral)."""
     router_aux_loss_coef: float = coefficient(0.01)
     """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
     router_aux_loss_type: str = one_of("layerwise", ROUTER_AUX_LOSS_TYPES)
@@ -434,8 +443,8 @@ class GPTConfig(PreTrainedConfig):
         # transformers keeps unknown keywords as attributes: a typing error would silently build another model
         names = [f.name for f in fields(self)]
         for name in unknown:
-            if close := get_close_matches(name, names, n=1, cutoff=0.9):
-                raise ValueError(f"{name} is no field of GPTConfig: did you mean {close[0]}?")
+            if close := OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.9)), None):
+                raise ValueError(f"{name} is no field of GPTConfig: did you mean {close}?")
 
     def _refuse_rope(self, kwargs: dict[str, Any]) -> None:
         given = {"rope_parameters": self.rope_parameters, **kwargs}
@@ -538,11 +547,8 @@ class GPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"router_bias_update_rate={self.router_bias_update_rate} without a sparse layer: leave it out"
             )
-        if self.router_bias_update_rate and self.layerdrop:
-            raise ValueError(
-                f"layerdrop={self.layerdrop} hides from router_bias_update_rate={self.router_bias_update_rate} what "
-                "each layer would have chosen: expected one of the two to be 0"
-            )
+        if sparse and self.layerdrop:
+            raise ValueError(f"layerdrop={self.layerdrop}: experts that are skipped cannot be balanced, expected 0")
 
     def _idle_sizes(self) -> dict[str, str]:
         """Sizes that are set but of no layer's pattern, with the patterns that they are for."""

@@ -121,32 +121,31 @@ class ExpertsInTurn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens, shares, order, *parameters = ctx.saved_tensors
-        parameters, all_entering = parameters[:4], parameters[4:]
-        first, _, down, down_bias = parameters
+        tokens, shares, order, first, first_bias, down, down_bias, *all_entering = ctx.saved_tensors
+        parameters = (first, first_bias, down, down_bias)
         origin, share = order // shares.shape[-1], shares.flatten()[order, None]
-        to_tokens, to_share = torch.zeros_like(tokens), torch.zeros_like(shares)
-        needed = ctx.needs_input_grad[-4:]
+        to_tokens, to_share = torch.zeros_like(tokens), torch.zeros(shares.numel()).to(shares)
+        needed = ctx.needs_input_grad[-len(parameters) :]
         to_parameters = [torch.empty_like(p) if need else None for p, need in zip(parameters, needed, strict=True)]
         to_first, to_first_bias, to_down, to_down_bias = to_parameters
 
         for (expert, rows), entering in zip(ctx.spans, all_entering, strict=True):
-            states, upstream = (each[origin[rows]].to(ctx.dtype) for each in (tokens, gradient))
+            states, from_output = (each[origin[rows]].to(ctx.dtype) for each in (tokens, gradient))
             with torch.enable_grad():
                 entering = entering.detach().requires_grad_()
                 active = ctx.activate(entering)  # (rows, inner)
-            to_active = matmul(upstream, down[expert].t().to(ctx.dtype))
+            to_active = matmul(from_output, down[expert].t().to(ctx.dtype))
             products = (to_active * active.detach()).sum(dim=-1, dtype=shares.dtype)
             if down_bias is not None:
-                products += upstream.to(shares.dtype) @ down_bias[expert].to(shares.dtype)
-            to_share.view(-1)[order[rows]] = products
+                products += from_output.to(shares.dtype) @ down_bias[expert].to(shares.dtype)
+            to_share[order[rows]] = products
 
-            upstream = (upstream * share[rows]).to(ctx.dtype)
+            to_result = (from_output * share[rows]).to(ctx.dtype)
             (to_entering,) = torch.autograd.grad(active, entering, (to_active * share[rows]).to(ctx.dtype))
             to_tokens.index_add_(0, origin[rows], matmul(to_entering, first[expert].t().to(ctx.dtype)).to(tokens.dtype))
             for to_weight, to_bias, inputs, outputs in (
                 (to_first, to_first_bias, states, to_entering),
-                (to_down, to_down_bias, active.detach(), upstream),
+                (to_down, to_down_bias, active.detach(), to_result),
             ):
                 if to_weight is not None:
                     to_weight[expert] = matmul(inputs.t(), outputs)
@@ -157,7 +156,7 @@ class ExpertsInTurn(torch.autograd.Function):
         for to_parameter in to_parameters:
             if to_parameter is not None:
                 to_parameter[idle] = 0
-        return None, None, to_tokens, None, to_share, *to_parameters
+        return None, None, to_tokens, None, to_share.view(shares.shape), *to_parameters
 
 
 def affine(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:

@@ -4,17 +4,17 @@ import torch
 
 
 def per_item(
-    mean_loss: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    mean_loss: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Turn the mean over the labels of one micro-batch into their share of the mean over a whole batch.
+    """Turn the mean over the targets of one micro-batch into their share of the mean over a whole batch.
 
-    Under gradient accumulation the Trainer hands every forward pass the number of labels in the whole batch, and adds
+    Under gradient accumulation the Trainer hands every forward pass the number of targets in the whole batch, and adds
     up what comes back.
 
     Args:
-        mean_loss: scalar, the mean over the entries of `labels` that are not -100.
+        mean_loss: scalar, the mean over the entries of `targets` that are not -100.
         num_items_in_batch: the number of such entries in the whole batch; None where this is the whole batch.
     """
     if num_items_in_batch is None:
         return mean_loss
-    return mean_loss * labels.ne(-100).sum() / num_items_in_batch
+    return mean_loss * targets.ne(-100).sum() / num_items_in_batch

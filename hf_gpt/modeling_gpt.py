@@ -188,6 +188,10 @@ class GPTPreTrainedModel(PreTrainedModel):
             if module.has_bias:
                 init.zeros_(getattr(module, f"{module.first}_bias"))
                 init.zeros_(module.down_proj_bias)
+        if isinstance(module, TopKRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         if isinstance(module, BiasedChoiceRouter):
             init.zeros_(module.e_score_correction_bias)
             init.zeros_(module.tokens_per_expert)
@@ -325,8 +329,8 @@ class GPTModel(GPTPreTrainedModel):
     @property
     def routers(self) -> list[TopKRouter]:
         """Those of the sparse layers, in their order."""
-        kinds = self.config.mlp_layer_types
-        return [block.mlp.router for block, kind in zip(self.layers, kinds, strict=True) if kind == "sparse"]
+        blocks = zip(self.blocks_to_run(), self.config.mlp_layer_types, strict=False)
+        return [block.mlp.router for block, kind in blocks if kind == "sparse"]
 
     def blocks_to_run(self) -> Iterable[GPTBlock]:
         """All blocks, or what layerdrop leaves of them in training."""
@@ -356,15 +360,20 @@ class GPTHeadModel(GPTPreTrainedModel):
         """What `GPTModel` returns, and how evenly its experts were used: in training, or where `output_router_logits`
         asks for it."""
         asked = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        learns = self.training and torch.is_grad_enabled()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
-        if "sparse" not in self.config.mlp_layer_types or not (self.training or asked):
+        if "sparse" not in self.config.mlp_layer_types or not (learns or asked):
             return self.model(**inputs, output_router_logits=False), None
         outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
-        balance = measure_balance(outputs.router_logits, outputs.router_indices, attention_mask, self.config)
-        if self.training and self.config.router_bias_update_rate:
+        if not outputs.router_logits:  # generate() drafts with the first layers
+            return outputs, None
+        routed = (outputs.router_logits, outputs.router_indices, attention_mask)
+        balance = measure_balance(*routed, self.config, over_processes=learns)
+        if learns and self.config.router_bias_update_rate:
             for router, load in zip(self.model.routers, balance.tokens_per_expert, strict=True):
-                router.tokens_per_expert.add_(load)
-        if self.training and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
+                if router.weight.requires_grad:
+                    router.tokens_per_expert.add_(load)
+        if learns and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
             logger.warning_once("reentrant gradient checkpointing cuts the routers off from their balancing losses")
         if not asked:
             outputs.router_logits = None
@@ -374,13 +383,13 @@ class GPTHeadModel(GPTPreTrainedModel):
         self,
         loss: torch.Tensor,
         balance: Balance | None,
-        labels: torch.Tensor,
+        targets: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """A loss with the balancing losses, each by its coefficient, for this micro-batch's share of a batch."""
         if balance is None:
             return loss
-        return loss + per_item(weighted_losses(balance, self.config), labels, num_items_in_batch)
+        return loss + per_item(weighted_losses(balance, self.config), targets, num_items_in_batch)
 
 
 @dataclass
@@ -462,8 +471,8 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         loss = lm_loss = None
         if labels is not None:
             lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-            predicted = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
-            loss = self.add_balance(lm_loss, balance, predicted, kwargs.get("num_items_in_batch"))
+            targets = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
+            loss = self.add_balance(lm_loss, balance, targets, kwargs.get("num_items_in_batch"))
         outputs = GPTCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -502,9 +511,8 @@ class GPTTaskModel(GPTHeadModel):
                 )
             return hidden_states[:, -1]
         slots = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        last = (slots * attention_mask[:, -len(slots) :].to(slots)).argmax(
-            dim=-1
-        )  # (B,); padding may stand on either side
+        # (B,); padding may stand on either side
+        last = (slots * attention_mask[:, -len(slots) :].to(slots)).argmax(dim=-1)
         return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 

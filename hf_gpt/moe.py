@@ -9,7 +9,6 @@ from .balancing import update_after_steps
 from .configuration_gpt import GPTConfig
 from .experts import Experts
 from .feed_forward import build_mlp
-from .linear import Linear
 
 
 def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
@@ -45,18 +44,23 @@ SHARES: dict[tuple[str, bool], Callable[[torch.Tensor, torch.Tensor], torch.Tens
 SCORES = {"softmax": lambda logits: logits.softmax(dim=-1), "sigmoid": torch.sigmoid}
 
 
-class TopKRouter(Linear):
-    """Chooses the k experts of largest logit for each token, and the share that each has in its output."""
+class TopKRouter(nn.Module):
+    """Chooses the k experts of largest logit for each token, and the share that each has in its output.
+
+    No `nn.Linear`: what replaces linear layers by name of their class (LoRA, quantisation) would take it for one.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config.hidden_size, config.num_local_experts, bias=config.router_bias)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
+        self.register_parameter("bias", nn.Parameter(torch.empty(len(self.weight))) if config.router_bias else None)
         self.top_k = config.num_experts_per_tok
         self.shares = SHARES[config.router_score_function, config.norm_topk_prob]
         self.scaling = config.routed_scaling_factor
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, hidden_size) to all logits, (N, experts), and the shares and indices of the chosen, (N, k)."""
-        logits = super().forward(tokens)
+        logits = nn.functional.linear(tokens, self.weight, self.bias)
         chosen, indices = self.choose(logits)
         return logits, self.shares(at_least_float32(chosen), at_least_float32(logits)) * self.scaling, indices
 

@@ -108,13 +108,14 @@ class TokenBlocks(Dataset):
 
 
 class ExpertMetrics(TrainerCallback):
-    """Has any Trainer log what the loss of a mixture of experts is made of, and how evenly its experts are used.
+    """Has any Trainer of a language model log what the loss of its experts is made of, and how evenly they are used.
 
         Trainer(model, args, train_dataset=data, callbacks=[ExpertMetrics()])
 
-    Beside `loss` there are then `lm_loss`, `aux_loss` and `z_loss`, each without its coefficient, and `max_violation`:
-    how much more than the mean the busiest expert of all layers had to do (MaxVio, Wang et al. 2024, section 4.1). All
-    are of the steps since the last log. A callback that reports elsewhere comes after this one, to see them too.
+    Beside `loss` there are then `lm_loss`; `aux_loss` and `z_loss`, without their coefficients, as means over
+    micro-batches; and `max_violation`: how much more than the mean the busiest expert of all layers had to do (MaxVio,
+    Wang et al. 2024, section 4.1). All are of the steps since the last log. A callback that reports elsewhere comes
+    after this one, to see them too.
     """
 
     def __init__(self) -> None:
@@ -124,10 +125,13 @@ class ExpertMetrics(TrainerCallback):
         self._hook = None
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
+        self.on_train_end(args, state, control)  # of a run that was interrupted
         self._hook = model.register_forward_hook(self._gather)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self._hook.remove()
+        self._sums = {}
+        if self._hook is not None:
+            self._hook.remove()
 
     def _gather(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
         if not model.training or getattr(outputs, "tokens_per_expert", None) is None:

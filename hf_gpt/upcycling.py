@@ -4,6 +4,8 @@ Copies: Komatsuzaki et al. 2023. Virtual groups of fine-grained experts: He et a
 Nakamura et al. 2025.
 """
 
+import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable
@@ -65,25 +67,27 @@ class Upcycling(NamedTuple):
                 f"{unknown[0]} is no field of the routing that upcycling leaves open: expected some of "
                 f"{', '.join(ROUTING)}"
             )
-        if granularity < 1:
-            raise ValueError(f"granularity={granularity}: expected an integer of at least 1")
+        if not (isinstance(granularity, int) and granularity >= 1):
+            raise ValueError(f"granularity={granularity!r}: expected an integer of at least 1")
+        if not (isinstance(noise, (int, float)) and 0 <= noise < math.inf):
+            raise ValueError(f"noise={noise!r}: expected a number of at least 0")
+        if not (isinstance(reinitialise, (int, float)) and 0 <= reinitialise <= 1):
+            raise ValueError(f"reinitialise={reinitialise!r}: expected a part, from 0 to 1")
+        fields = {
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "router_jitter_noise": 0.0,
+            **routing,
+            "num_local_experts": num_experts,
+            "num_experts_per_tok": num_experts_per_tok,
+            "moe_intermediate_size": max(1, dense.intermediate_size // granularity),
+            "mlp_layer_types": _layer_types(layers, dense.num_hidden_layers),
+        }
+        config = type(dense).from_dict(dense.to_dict(), **fields)
         sizes = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
         for name, size in (sizes | {"intermediate_size": dense.intermediate_size}).items():
             if size % granularity:
                 raise ValueError(f"granularity={granularity} does not divide {name}={size}")
-        if noise < 0:
-            raise ValueError(f"noise={noise}: expected a number of at least 0")
-        if not 0 <= reinitialise <= 1:
-            raise ValueError(f"reinitialise={reinitialise}: expected a part, from 0 to 1")
-        kinds = _layer_types(layers, dense.num_hidden_layers)
-        fields = {
-            **routing,
-            "num_local_experts": num_experts,
-            "num_experts_per_tok": num_experts_per_tok,
-            "moe_intermediate_size": dense.intermediate_size // granularity,
-            "mlp_layer_types": kinds,
-        }
-        config = type(dense).from_dict(dense.to_dict(), **fields)
         return cls(config, granularity, noise, reinitialise, seed)
 
     def make(self, name: str, read: Read) -> torch.Tensor:
@@ -152,11 +156,15 @@ class Upcycling(NamedTuple):
 
 
 def _layer_types(layers: Iterable[int] | None, count: int) -> list[str]:
+    if not (layers is None or isinstance(layers, Iterable)):
+        raise ValueError(f"layers={layers!r}: expected the indices of some layers")
     kinds = ["dense"] * count
     for layer_idx in range(count) if layers is None else layers:
         if layer_idx not in range(-count, count):
-            raise ValueError(f"layers: there is no layer {layer_idx} of num_hidden_layers={count}")
+            raise ValueError(f"layers: there is no layer {layer_idx!r} of num_hidden_layers={count}")
         kinds[layer_idx] = "sparse"
+    if "sparse" not in kinds:
+        raise ValueError("layers: expected at least one")
     return kinds
 
 
@@ -192,5 +200,5 @@ def upcycle_checkpoint(
     dtype = next(iter(checkpoint.meta.values())).dtype
     meta = {name: checkpoint.meta.get(name, tensor.to(dtype)) for name, tensor in weights_of(plan.config).items()}
     weights = Weights(meta, lambda name: plan.make(name, checkpoint.read))
-    target = f"{GPTConfig.model_type} {num_experts} {num_experts_per_tok} {sorted(options.items())}"
+    target = json.dumps([plan.config.to_dict(), *plan[1:]], sort_keys=True)
     return write_ours(out, source, target, plan.config, weights, max_shard_size, show_progress)

@@ -211,11 +211,21 @@ class TestBias:
     def test_rests_in_evaluation_and_with_other_optimizers(self, model):
         ids = random_ids(2, 7)
         model.eval()(ids, labels=ids, output_router_logits=True)
+        model.train().generate(ids, max_new_tokens=2, pad_token_id=0)
         assert not routers(model)[0].tokens_per_expert.any()
         step(model.train(), ids)
         other = torch.nn.Linear(2, 2)
         torch.optim.SGD(other.parameters(), lr=0.1).step()
         assert not routers(model)[0].e_score_correction_bias.any()
+
+    def test_with_optimizers_that_share_it(self, model):
+        """One step of two optimizers moves the bias once."""
+        ids, (router,) = random_ids(2, 7), routers(model)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+        step(model, ids)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert router.e_score_correction_bias.abs().max() == 0.25
 
     @pytest.mark.parametrize("change", ["freeze", "stop"])
     def test_a_bias_that_shall_stay(self, change):
@@ -225,7 +235,7 @@ class TestBias:
         router.e_score_correction_bias.copy_(torch.arange(6) / 10)
         if change == "freeze":
             router.weight.requires_grad_(False)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         step(model, ids)
         optimizer.step()
         assert torch.equal(router.e_score_correction_bias, torch.arange(6) / 10)
@@ -282,3 +292,11 @@ def test_reentrant_checkpointing_warns(caplog):
     with caplog.at_level("WARNING"):
         step(model, ids)
     assert "cuts the routers off from their balancing losses" in caplog.text
+
+
+def test_drafting_with_layers_that_have_no_experts():
+    """In training as well, whatever asks for the router's logits."""
+    model = make_model("deepseek", output_router_logits=True).train()
+    drafted = model.eval().generate(random_ids(1, 5), max_new_tokens=5, do_sample=False, assistant_early_exit=1)
+    model.config.output_router_logits = False
+    assert torch.equal(drafted, model.generate(random_ids(1, 5), max_new_tokens=5, do_sample=False))

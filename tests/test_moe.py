@@ -291,3 +291,26 @@ def test_lora_on_experts(variant, implementation, tmp_path):
     again = PeftModel.from_pretrained(make_model(variant), tmp_path)
     assert torch.allclose(again(ids).logits, after, atol=1e-4)
     assert torch.allclose(tuned.merge_and_unload()(ids).logits, after, atol=1e-4)
+
+
+def test_lora_on_all_linear_layers_leaves_the_router_alone():
+    model, ids = make_model("mixtral"), random_ids(2, 9)
+    before = model(ids).logits
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert torch.equal(tuned(ids).logits, before)
+    assert not any("router.lora" in name for name, _ in tuned.named_parameters())
+
+
+def test_a_router_that_is_saved_beside_an_adapter():
+    """PEFT trains a copy of it; the load is counted there, and its bias moves."""
+    model, ids = make_model("deepseek", router_bias_update_rate=0.25), random_ids(2, 9)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["router"], task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, config).train()
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
+    tuned(ids, labels=ids).loss.backward()
+    optimizer.step()
+    biases = {name: buffer for name, buffer in tuned.named_buffers() if "e_score_correction_bias" in name}
+    assert {name: bool(bias.any()) for name, bias in biases.items()} == {
+        name: "modules_to_save" in name for name in biases
+    }
+    assert len(biases) == 2

@@ -49,6 +49,12 @@ def test_every_gate_bias_and_routing(mlp_type, routing):
     assert (sparse(ids).logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_what_is_idle_in_a_dense_model_does_not_come_to_life():
+    idle = {"norm_topk_prob": False, "routed_scaling_factor": 2.0, "router_jitter_noise": 0.5}
+    model, ids = make_model("llama", **idle).train(), random_ids(2, 12)
+    assert torch.allclose(upcycle(model)(ids).logits, model(ids).logits, atol=1e-4)
+
+
 def test_experts_are_copies_and_parts():
     """Two experts make one virtual group: the halves of the layer, and the same once more."""
     model = make_model("llama", torch_dtype=torch.float32)
@@ -168,7 +174,10 @@ def test_it_learns():
         ),
         ({"granularity": 0}, "granularity=0: expected an integer of at least 1"),
         ({"layers": [0, 2]}, "layers: there is no layer 2 of num_hidden_layers=2"),
-        ({"layers": []}, "num_local_experts=8 without a sparse layer"),
+        ({"layers": []}, "layers: expected at least one"),
+        ({"layers": 1}, "layers=1: expected the indices of some layers"),
+        ({"num_experts": "8"}, "num_local_experts='8': expected an integer"),
+        ({"noise": float("nan")}, "noise=nan: expected a number of at least 0"),
         ({"noise": -0.1}, "noise=-0.1: expected a number of at least 0"),
         ({"reinitialise": 1.5}, "reinitialise=1.5: expected a part, from 0 to 1"),
         ({"norm_topk_prob": False}, "norm_topk_prob is no field of the routing that upcycling leaves open"),
@@ -193,7 +202,7 @@ class TestCheckpoint:
         model = make_model(dense)
         model.generation_config.update(max_new_tokens=7)
         model.save_pretrained(tmp_path / "dense")
-        options = {"granularity": 2, "noise": 0.1, "seed": 3, "router_bias_update_rate": 0.01, "layers": [1]}
+        options = {"granularity": 2, "noise": 0.1, "seed": 3, "router_bias_update_rate": 0.01, "layers": [-1]}
         out = upcycle_checkpoint(tmp_path / "dense", tmp_path / "sparse", 4, 2, max_shard_size="20KB", **options)
         assert len(list(out.glob("*.safetensors"))) > 2
         loaded, expected = GPTForCausalLM.from_pretrained(out), upcycle(model, 4, 2, **options)
@@ -218,7 +227,7 @@ class TestCheckpoint:
 
     def test_goes_on_where_it_was(self, tmp_path, monkeypatch):
         make_model("llama").save_pretrained(tmp_path / "dense")
-        arguments = {"src": tmp_path / "dense", "out": tmp_path / "sparse", "max_shard_size": "20KB"}
+        arguments = {"src": tmp_path / "dense", "out": tmp_path / "sparse", "max_shard_size": "20KB", "layers": [0, 1]}
         from hf_gpt.conversion import checkpoints
 
         save, saved = checkpoints.save_file, []
@@ -236,7 +245,7 @@ class TestCheckpoint:
         monkeypatch.setattr(checkpoints, "save_file", save)
         with pytest.raises(FileExistsError, match="unfinished"):
             upcycle_checkpoint(**arguments, seed=1)
-        upcycle_checkpoint(**arguments)
+        upcycle_checkpoint(**arguments | {"layers": range(-2, 0)})  # the same layers
         expected = upcycle(make_model("llama")).state_dict()
         actual = GPTForCausalLM.from_pretrained(tmp_path / "sparse").state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
