@@ -32,7 +32,19 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 def peak_gigabytes() -> float:
     """The most memory that this process has held. (`ru_maxrss` would begin at the peak of its parent.)"""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6
+    return _status("VmHWM")
+
+
+def added_gigabytes(call: Callable[[], object]) -> float:
+    """What a call adds, at its peak, to the memory that this process holds."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
+    call()
+    return peak_gigabytes() - before
+
+
+def _status(name: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1e6
 
 
 def machine() -> dict[str, str | int]:

@@ -19,9 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import machine, medians, peak_gigabytes
+from measure import added_gigabytes, machine, medians
 from torch.utils.data import Dataset
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.accounting import account
@@ -31,7 +39,7 @@ from hf_gpt.surgery import upcycle
 from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training import ExpertMetrics, TokenBlocks
 
-VOCABULARY, ROWS, LENGTH, NEW_TOKENS = 8192, 2, 512, 32
+VOCABULARY, ROWS, MANY_ROWS, LENGTH, NEW_TOKENS = 8192, 2, 8, 512, 32
 MIXTRAL = MixtralConfig(
     vocab_size=VOCABULARY,
     hidden_size=512,
@@ -68,12 +76,12 @@ def models() -> dict[str, PreTrainedModel]:
     return {"mixtral": native, "ours": ours, "dense": dense}
 
 
-def tokens() -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+def tokens(rows: int = ROWS) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-def training_step(model: PreTrainedModel) -> None:
-    ids = tokens()
+def training_step(model: PreTrainedModel, rows: int = ROWS) -> None:
+    ids = tokens(rows)
     model.train()(ids, labels=ids, use_cache=False).loss.backward()
     model.zero_grad()
 
@@ -128,23 +136,21 @@ def speed(rounds: int) -> dict[str, dict[str, float]]:
         }
         results[name] = medians(calls | {"dense": lambda: work(built["dense"])}, rounds)  # noqa: B023 called at once
         print(f"{name} done", file=sys.stderr)
-    results["training step, gigabytes"] = {}
+    results["training step of 8 x 512, gigabytes"] = {}
     for name in results["training step"]:
         command = [sys.executable, __file__, "--peak", *name.split()]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        results["training step, gigabytes"][name] = float(done.stdout)
+        results["training step of 8 x 512, gigabytes"][name] = float(done.stdout)
     return results
 
 
 def peak(side: str, implementation: str = "eager") -> float:
-    """What two training steps add to the memory of a process that has built the models."""
+    """What a training step of 8 x 512 tokens adds to the memory of a process that holds the model."""
     model = models()[side]
     if side != "dense":
         model.set_experts_implementation(implementation)
-    before = peak_gigabytes()
-    training_step(model)
-    training_step(model)
-    return peak_gigabytes() - before
+    prefill(model)  # weights are read from their files when they are first used
+    return added_gigabytes(lambda: training_step(model, MANY_ROWS))
 
 
 def print_speed(results: dict[str, dict[str, float]]) -> None:
@@ -201,6 +207,7 @@ def train(model: GPTForCausalLM, data: Data, steps: int, learning_rate: float, s
         )
         trainer = Trainer(model, arguments, train_dataset=data.training, eval_dataset=data.evaluation)
         trainer.add_callback(metrics)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
     costs = account(model.config, 128)
