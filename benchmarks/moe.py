@@ -171,7 +171,7 @@ SMALL = {
 EXPERTS = SMALL | {"num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 BALANCE = {
     "no balance": EXPERTS | {"router_aux_loss_coef": 0.0},
-    "loss": EXPERTS | {"router_aux_loss_coef": 0.02},
+    "loss": EXPERTS | {"router_aux_loss_coef": 0.05},
     "bias, without a loss": EXPERTS | {"router_aux_loss_coef": 0.0, "router_bias_update_rate": 0.01},
     "dense": SMALL | {"intermediate_size": 512},
 }
@@ -238,8 +238,8 @@ def upcycling(dense: Dataset, data: Data, steps: int) -> dict[str, dict]:
     """From one checkpoint, over the same rows in the same order."""
     continued = {
         "dense goes on": dense,
-        "8 copies, 2 at work": upcycle(dense, 8, 2, router_aux_loss_coef=0.02),
-        "16 halves, 2 at work": upcycle(dense, 16, 2, granularity=2, router_aux_loss_coef=0.02),
+        "8 copies, 2 at work": upcycle(dense, 8, 2, router_aux_loss_coef=0.05),
+        "16 halves, 2 at work": upcycle(dense, 16, 2, granularity=2, router_aux_loss_coef=0.05),
     }
     results = {}
     for name, model in continued.items():

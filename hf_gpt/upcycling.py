@@ -36,7 +36,8 @@ NEW = re.compile(r"(?P<mlp>.*layers\.\d+\.mlp\.)(experts|router)\.(?P<tensor>\w+
 
 
 class Upcycling(NamedTuple):
-    """What becomes of a dense model; `of` checks and completes it."""
+    """What becomes of a dense model; `of` checks and completes it. Each tensor of a router and of experts has a method
+    by its name, which makes it of those of the dense layer, whose names begin with `mlp`."""
 
     config: GPTConfig
     """Of the mixture of experts."""

@@ -1,0 +1,73 @@
+"""What each of several processes does: it trains under every layout, and the next layout loads what one has saved.
+
+A module of its own, because a new process has to find it by its name.
+"""
+
+import os
+
+import torch
+from tiny import random_ids
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers.distributed import DistributedConfig
+
+from hf_gpt import GPTForCausalLM
+
+RANKS = 2
+# What transformers splits (None: PyTorch copies the whole model); and whether each rank sees a part of the batch.
+LAYOUTS = {
+    "data": (None, True),
+    "fsdp": ({"fsdp_size": RANKS}, True),
+    "tensor": ({"tp_size": RANKS}, False),
+    "expert": ({"tp_size": RANKS, "ep_size": RANKS}, False),
+    "expert_fsdp": ({"fsdp_size": RANKS, "ep_size": RANKS}, True),
+}
+
+
+def layouts_of(variant):
+    """Those that a model can have: without experts there are none to deal out."""
+    return [layout for layout in LAYOUTS if variant != "llama" or "expert" not in layout]
+
+
+def step(model, ids):
+    """Loss and gradients of a training step, and what the routers have counted."""
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    bare = getattr(model, "module", model)
+    gradients = {name: whole(parameter.grad) for name, parameter in bare.named_parameters()}
+    counts = {name: buffer.clone() for name, buffer in bare.named_buffers() if name.endswith("tokens_per_expert")}
+    return loss.detach(), gradients, counts
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def load(folder, sizes):
+    if sizes is None:
+        return DistributedDataParallel(GPTForCausalLM.from_pretrained(folder)).train()
+    return GPTForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**sizes)).train()
+
+
+def work(rank, folder, port, variant):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    batch, results, source = random_ids(4, 9), {}, folder / "whole"
+    for layout in layouts_of(variant):
+        sizes, splits_batch = LAYOUTS[layout]
+        model = load(source, sizes)
+        loss, gradients, counts = step(model, batch.chunk(RANKS)[rank] if splits_batch else batch)
+        if splits_batch:
+            distributed.all_reduce(loss)
+            loss = loss / RANKS
+        results[layout] = loss, gradients, counts
+        if sizes is not None:
+            source = folder / layout
+            model.save_pretrained(source)
+        distributed.barrier()
+    if rank == 0:
+        torch.save(results, folder / "results.pt")
+    distributed.destroy_process_group()
