@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from measure import added_gigabytes, machine, medians
-from torch.utils.data import Dataset
 from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
@@ -234,7 +233,7 @@ def balance(data: Data, steps: int) -> tuple[dict[str, dict], GPTForCausalLM]:
     return results, model
 
 
-def upcycling(dense: Dataset, data: Data, steps: int) -> dict[str, dict]:
+def upcycling(dense: GPTForCausalLM, data: Data, steps: int) -> dict[str, dict]:
     """From one checkpoint, over the same rows in the same order."""
     continued = {
         "dense goes on": dense,

@@ -84,10 +84,9 @@ def export(
     """
     target = find_family(family)
     folder = locate(src)
-    config, checkpoint = read_ours(folder)
+    config, checkpoint, ours = read_ours(folder)
     fields = target.to_native(config)
-    all_pieces = pieces(target.layouts[0], config, weights_of(config))
-    weights = _translate(checkpoint, all_pieces, config, to_ours=False)
+    weights = _translate(checkpoint, pieces(target.layouts[0], config, ours), config, to_ours=False)
 
     with _unfinished(out, folder, family, max_shard_size) as unfinished:
         _carry_the_rest(folder, unfinished)
@@ -103,16 +102,17 @@ def _read_configuration(folder: Path, family: Family) -> GPTConfig:
         raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
 
 
-def read_ours(folder: Path) -> tuple[GPTConfig, Checkpoint]:
-    """A language model of hf_gpt that lies in a folder.
+def read_ours(folder: Path) -> tuple[GPTConfig, Checkpoint, dict[str, torch.Tensor]]:
+    """A language model of hf_gpt that lies in a folder, and its `weights_of`.
 
     Raises:
         ValueError: its weights are not what its configuration promises.
     """
     config, checkpoint = GPTConfig.from_pretrained(folder), Checkpoint(folder)
     _drop_tied_head(checkpoint, config, HEAD, EMBEDDINGS)
-    _check(checkpoint, weights_of(config))
-    return config, checkpoint
+    ours = weights_of(config)
+    _check(checkpoint, ours)
+    return config, checkpoint, ours
 
 
 def write_ours(

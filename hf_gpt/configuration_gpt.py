@@ -541,12 +541,9 @@ class GPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok}: expected at most num_local_experts={experts}"
             )
-        if self.num_shared_experts and not sparse:
-            raise ValueError(f"num_shared_experts={self.num_shared_experts} without a sparse layer: leave it out")
-        if self.router_bias_update_rate is not None and not sparse:
-            raise ValueError(
-                f"router_bias_update_rate={self.router_bias_update_rate} without a sparse layer: leave it out"
-            )
+        for name, absent in (("num_shared_experts", 0), ("router_bias_update_rate", None)):
+            if getattr(self, name) != absent and not sparse:
+                raise ValueError(f"{name}={getattr(self, name)} without a sparse layer: leave it out")
         if sparse and self.layerdrop:
             raise ValueError(f"layerdrop={self.layerdrop}: experts that are skipped cannot be balanced, expected 0")
 

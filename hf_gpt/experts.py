@@ -124,7 +124,7 @@ class ExpertsInTurn(torch.autograd.Function):
         tokens, shares, order, first, first_bias, down, down_bias, *all_entering = ctx.saved_tensors
         parameters = (first, first_bias, down, down_bias)
         origin, share = order // shares.shape[-1], shares.flatten()[order, None]
-        to_tokens, to_share = torch.zeros_like(tokens), torch.zeros(shares.numel()).to(shares)
+        to_tokens, to_share = torch.zeros_like(tokens), shares.new_zeros(shares.numel())
         needed = ctx.needs_input_grad[-len(parameters) :]
         to_parameters = [torch.empty_like(p) if need else None for p, need in zip(parameters, needed, strict=True)]
         to_first, to_first_bias, to_down, to_down_bias = to_parameters

@@ -11,10 +11,6 @@ from .experts import Experts
 from .feed_forward import build_mlp
 
 
-def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def softmax_of_chosen(chosen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """A softmax over the chosen (gpt-oss), which is one over all experts with its largest shares normalised
     (Mixtral)."""
@@ -61,8 +57,9 @@ class TopKRouter(nn.Module):
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, hidden_size) to all logits, (N, experts), and the shares and indices of the chosen, (N, k)."""
         logits = nn.functional.linear(tokens, self.weight, self.bias)
-        chosen, indices = self.choose(logits)
-        return logits, self.shares(at_least_float32(chosen), at_least_float32(logits)) * self.scaling, indices
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        chosen, indices = self.choose(precise)
+        return logits, self.shares(chosen, precise) * self.scaling, indices
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits and indices of the chosen."""
@@ -94,7 +91,7 @@ class BiasedChoiceRouter(TopKRouter):
         update_after_steps(self)
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = SCORES[self.score](at_least_float32(logits)) + self.e_score_correction_bias
+        scores = SCORES[self.score](logits) + self.e_score_correction_bias
         indices = scores.topk(self.top_k, dim=-1).indices
         return logits.gather(-1, indices), indices
 

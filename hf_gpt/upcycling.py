@@ -196,7 +196,7 @@ def upcycle_checkpoint(
         OSError: files are missing or damaged, `out` holds something, or the disk is full.
     """
     source = locate(src)
-    dense, checkpoint = read_ours(source)
+    dense, checkpoint, _ = read_ours(source)
     plan = Upcycling.of(dense, num_experts, num_experts_per_tok, **options)
     dtype = next(iter(checkpoint.meta.values())).dtype
     meta = {name: checkpoint.meta.get(name, tensor.to(dtype)) for name, tensor in weights_of(plan.config).items()}
