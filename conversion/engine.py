@@ -1,10 +1,9 @@
 """Native checkpoints in and out: one way through for every family, a tensor at a time."""
 
-import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..configuration_gpt import GPTConfig
-from ..folders import new_folder, partial_of
+from ..folders import resumable_folder, state_of
 from ..modeling_gpt import AUTO_MAP, GPTForCausalLM
 from ..version import __version__
 from .checkpoints import Checkpoint, Track, Weights, write_shards
@@ -25,7 +24,6 @@ from .tokenizers import carry_tokenizer
 from .weights import Piece, Rule, pieces
 
 SHARD_SIZE = "500MB"
-JOURNAL = "conversion.json"  # in an unfinished folder: what becomes what
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -234,27 +232,10 @@ def _translate(checkpoint: Checkpoint, all_pieces: list[Piece], config: GPTConfi
     return Weights(meta, make)
 
 
-@contextmanager
-def _unfinished(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> Iterator[Path]:
+def _unfinished(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> AbstractContextManager[Path]:
     """A new folder, or that of an earlier run of the very same conversion, which was interrupted."""
-    files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in source.iterdir() if file.is_file()}
-    journal = json.dumps(
-        {"source": str(source.resolve()), "files": files, "target": target, "shards": max_shard_size}
-        | {"version": __version__},
-        sort_keys=True,
-    )
-    if partial_of(out).is_dir() and not any(partial_of(out).iterdir()):
-        partial_of(out).rmdir()
-    kept = partial_of(out) / JOURNAL
-    same = kept.is_file() and kept.read_text() == journal
-    with new_folder(out, resume=same, worth_keeping=JOURNAL) as folder:
-        (folder / JOURNAL).write_text(journal)
-        try:
-            yield folder
-        except ValueError:
-            (folder / JOURNAL).unlink()  # the source is at fault: another run would fail again
-            raise
-        (folder / JOURNAL).unlink()
+    files = state_of([file for file in source.iterdir() if file.is_file()])
+    return resumable_folder(out, {"files": files, "target": target, "shards": max_shard_size, "version": __version__})
 
 
 def _carry_the_rest(source: Path, out: Path) -> None:

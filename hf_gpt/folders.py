@@ -1,9 +1,13 @@
 """Output folders that are either whole or not there."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+JOURNAL = "journal.json"  # in an unfinished folder: what it is to become
 
 
 def partial_of(out: Path | str) -> Path:
@@ -44,3 +48,33 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
     if out.exists():
         out.rmdir()
     partial.rename(out)
+
+
+@contextmanager
+def resumable_folder(out: Path | str, description: dict[str, Any]) -> Iterator[Path]:
+    """A new folder; or that of an earlier run of the very same description, which was interrupted.
+
+    A `ValueError` in the block is the fault of what it reads: another run would fail again, so nothing is kept.
+
+    Raises:
+        FileExistsError: `out` holds something already, or there is an unfinished run of another description.
+    """
+    partial = partial_of(out)
+    if partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
+    journal = json.dumps(description, sort_keys=True)
+    kept = partial / JOURNAL
+    same = kept.is_file() and kept.read_text() == journal
+    with new_folder(out, resume=same, worth_keeping=JOURNAL) as folder:
+        (folder / JOURNAL).write_text(journal)
+        try:
+            yield folder
+        except ValueError:
+            (folder / JOURNAL).unlink()
+            raise
+        (folder / JOURNAL).unlink()
+
+
+def state_of(files: list[Path]) -> dict[str, list[int]]:
+    """Size and time of each file: whether it is still what it was."""
+    return {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

@@ -65,48 +65,6 @@ class RunReport:
         return math.exp(self.evaluation_loss)
 
 
-class TokenBlocks(Dataset):
-    """Documents, each ended by the end-of-text token, end to end, cut into rows of `context` tokens.
-
-    Raises:
-        ValueError: there is not one whole row, or the tokenizer has no end-of-text token.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int) -> None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token to set documents apart")
-        ids = []
-        for document in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            ids += [*document, tokenizer.eos_token_id]
-        rows = len(ids) // context
-        if not rows:
-            raise ValueError(f"the text has {len(ids)} tokens: expected at least one row of context={context}")
-        self.rows = torch.tensor(ids[: rows * context]).view(rows, context)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
-    def split(self, fraction: float) -> tuple[Dataset, Dataset]:
-        """All rows but, and, evenly spread ones: `fraction` of them, at least one.
-
-        Raises:
-            ValueError: there are fewer than two rows.
-        """
-        if len(self) < 2:
-            raise ValueError("the text fills a single row: expected at least two, one of them to evaluate on")
-        every = min(len(self), max(2, round(1 / fraction))) if fraction else len(self)
-        held_out = list(range(every - 1, len(self), every))
-        rest = sorted(set(range(len(self))) - set(held_out))
-        return torch.utils.data.Subset(self, rest), torch.utils.data.Subset(self, held_out)
-
-    def unigram_entropy(self) -> float:
-        counts = torch.bincount(self.rows.flatten()).double()
-        return torch.distributions.Categorical(counts).entropy().item()
-
-
 class ExpertMetrics(TrainerCallback):
     """Has any Trainer of a language model log what the loss of its experts is made of, and how evenly they are used.
 

@@ -1,0 +1,88 @@
+"""Text to ids at full speed, for corpora: no offsets, no masks, and no text that becomes a control token."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from .bpe_files import to_bytes
+from .tokenization import SPLIT_PATTERNS, merge_ranks
+
+
+class Encoder(NamedTuple):
+    """One of two engines with identical ids; several threads may use it at a time."""
+
+    engine: str
+    """`tiktoken`, several times as fast, or `tokenizers`."""
+    encode: Callable[[str], np.ndarray]
+    """Ids, of `dtype`. What looks like a special token is encoded as the text that it is."""
+    dtype: np.dtype
+    """The smallest that holds every id."""
+    divisible: bool
+    """Whether pieces that `pieces.cut` made of a text have the tokens of the whole."""
+
+
+def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None) -> Encoder:
+    """The fastest engine that is installed and exact for this tokenizer, or the one that is asked for.
+
+    Raises:
+        ValueError: an unknown engine, or one that would give other ids.
+        ImportError: tiktoken is asked for and not installed.
+    """
+    if engine not in (None, "tiktoken", "tokenizers"):
+        raise ValueError(f"engine={engine!r}: expected tiktoken or tokenizers")
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    split_pattern = _split_pattern(stored)
+    dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
+    divisible = split_pattern is not None or (stored["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+    if engine == "tokenizers" or (engine is None and find_spec("tiktoken") is None):
+        return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
+    try:
+        if split_pattern is None or not all(token["special"] for token in stored["added_tokens"]):
+            raise ValueError("expected one of OpenAI's split patterns, no normalizer, and special tokens alone")
+        return Encoder("tiktoken", _by_tiktoken(tokenizer, split_pattern, dtype), dtype, divisible)
+    except ValueError as error:
+        if engine is None:
+            return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
+        raise ValueError(f"tiktoken's engine cannot stand in for this tokenizer: {error}") from error
+
+
+def _by_tiktoken(tokenizer: PreTrainedTokenizerFast, pattern: str, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise ImportError("tiktoken's engine is not installed: pip install 'hf_gpt[fast]'") from error
+    ranks = {to_bytes(token): rank for token, rank in merge_ranks(tokenizer).items()}
+    # One special token, of whatever name, keeps its search from matching everywhere; none is ever allowed.
+    encoding = tiktoken.Encoding("hf_gpt", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|>": len(ranks)})
+    return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)
+
+
+def _by_tokenizers(tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # as text
+    return lambda text: np.array(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids, dtype)
+
+
+def _split_pattern(stored: dict[str, Any]) -> str | None:
+    """The pattern of OpenAI's that alone decides where a byte-level tokenizer splits text."""
+    if stored["normalizer"] is not None or stored["pre_tokenizer"] is None:
+        return None
+    match stored["pre_tokenizer"]:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
+            return SPLIT_PATTERNS["gpt2"]
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        } if pattern in SPLIT_PATTERNS.values():
+            return pattern
+    return None
