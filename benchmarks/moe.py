@@ -34,9 +34,11 @@ from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.accounting import account
 from hf_gpt.conversion import convert
 from hf_gpt.corpus import read_files, standard_library_documentation
+from hf_gpt.packing import TokenBlocks
 from hf_gpt.surgery import upcycle
+from hf_gpt.token_files import encode_texts
 from hf_gpt.tokenization import train_tokenizer
-from hf_gpt.training import ExpertMetrics, TokenBlocks
+from hf_gpt.training import ExpertMetrics
 
 VOCABULARY, ROWS, MANY_ROWS, LENGTH, NEW_TOKENS = 8192, 2, 8, 512, 32
 MIXTRAL = MixtralConfig(
@@ -181,7 +183,7 @@ class Data:
 
     def __init__(self, texts: list[str]) -> None:
         tokenizer = train_tokenizer(texts, SMALL["vocab_size"])
-        self.training, self.evaluation = TokenBlocks(tokenizer, texts, context=128).split(0.02)
+        self.training, self.evaluation = TokenBlocks(encode_texts(tokenizer, texts), 128).split(0.02)
 
 
 def train(model: GPTForCausalLM, data: Data, steps: int, learning_rate: float, seed: int = 0) -> dict:

@@ -25,6 +25,26 @@ PAIRS = (
 )
 
 
+def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
+    """A tokenizer in any form: a folder or Hub id, OpenAI's files in a folder, or a file of tiktoken's ranks.
+
+    Args:
+        options: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        OSError: there is none.
+    """
+    path = Path(name)
+    if path.suffix == ".tiktoken" and path.is_file():
+        return tokenizer_from_tiktoken(path, path.stem)
+    if path.is_dir() and not (path / TOKENIZER).is_file() and (tokenizer := _build(path)) is not None:
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name} is no folder with a tokenizer, and no tokenizer on the Hub: {error}") from error
+
+
 def carry_tokenizer(source: Path, out: Path) -> None:
     """Put the tokenizer of `source`, if there is one, into `out` as a stock tokenizer.json.
 

@@ -3,16 +3,27 @@
 import difflib
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    TextStreamer,
+    set_seed,
+)
 
 from .accounting import account
 from .attention_patterns import build_pattern
@@ -22,10 +33,14 @@ from .conversion import verify as verify_conversion
 from .conversion.engine import SHARD_SIZE
 from .conversion.families import recognise
 from .conversion.sources import locate
+from .conversion.tokenizers import open_tokenizer
 from .corpus import read_dataset, read_files, standard_library_documentation
+from .documents import read_documents
+from .encoders import build_encoder
 from .folders import new_folder
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
-from .tokenization import SPLIT_PATTERNS, train_tokenizer
+from .token_files import SHARD_TOKENS, skipped_documents, tokenize_files
+from .tokenization import SAMPLE_BYTES, SHIPPED, SPECIAL_TOKENS, SPLIT_PATTERNS, train_tokenizer
 from .training import RunSettings
 from .upcycling import upcycle_checkpoint
 
@@ -42,6 +57,8 @@ MOST_RELATIVE_DIFFERENCE = 1e-3  # between the logits of a model and of its conv
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
 Text = Annotated[list[Path] | None, typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
+Corpus = Annotated[list[Path], typer.Argument(help="Text, .jsonl or .parquet, perhaps .gz; UTF-8.")]
+Column = Annotated[str, typer.Option(help="Where a row of .jsonl or .parquet has its document.")]
 Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of the same settings.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Load both sides afterwards, and compare their logits.")]
@@ -140,19 +157,69 @@ def train(
 
 @app.command("train-tokenizer")
 def train_tokenizer_command(
-    files: Annotated[list[Path], typer.Argument(help="Text files, UTF-8.")],
+    files: Corpus,
     out: Out,
     vocab_size: Annotated[int, typer.Option(help="Most tokens, bytes and special ones included.")] = 50257,
     split_pattern: Annotated[str, typer.Option(help=f"One of {', '.join(SPLIT_PATTERNS)}.")] = "gpt2",
+    special_token: Annotated[
+        list[str] | None, typer.Option(help="A special token beside those of every tokenizer.", show_default=False)
+    ] = None,
+    column: Column = "text",
+    sample_bytes: Annotated[
+        int, typer.Option(min=1, help="Most text to learn from, spread evenly; memory follows it.")
+    ] = SAMPLE_BYTES,
+    against: Annotated[str, typer.Option(help="A tokenizer to compare with, if it is at hand.")] = "gpt2",
 ) -> None:
     """Train a byte-level BPE tokenizer that AutoTokenizer loads anywhere."""
-    texts = read_files(files)
+    skipped: list[str] = []
     with new_folder(out) as folder:
-        tokenizer = train_tokenizer(texts, vocab_size, split_pattern, show_progress=True)
+        tokenizer = train_tokenizer(
+            read_texts(files, column, skipped),
+            vocab_size,
+            split_pattern,
+            special_tokens=[*(special_token or []), *SPECIAL_TOKENS],
+            sample_bytes=sample_bytes,
+            show_progress=True,
+        )
         tokenizer.save_pretrained(folder)
-    size = sum(len(text.encode()) for text in texts)
-    tokens = sum(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
-    console.print(f"{out}: {len(tokenizer):,} tokens; {size / tokens:.2f} bytes of this text in each")
+    print_skipped(skipped)
+    console.print(f"{out}: {len(tokenizer):,} tokens")
+    compared = {str(out): tokenizer}
+    with suppress(OSError):
+        compared[against] = open_tokenizer(against, local_files_only=True)
+    print_bytes_per_token(compared, files, column)
+
+
+@app.command("tokenize")
+def tokenize_command(
+    files: Corpus,
+    out: Out,
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or Hub id of a tokenizer, or a .tiktoken file; the one that ships otherwise.")
+    ] = SHIPPED,
+    column: Column = "text",
+    engine: Annotated[
+        str | None, typer.Option(help="tiktoken or tokenizers; the faster otherwise. The ids are the same.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="One for each core otherwise.")] = None,
+    shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a new file begins.")] = SHARD_TOKENS,
+) -> None:
+    """Encode a corpus into files of tokens that TokenBlocks maps into memory. Run again, it goes on where it was."""
+    index = tokenize_files(
+        files,
+        open_tokenizer(tokenizer),
+        out,
+        column=column,
+        engine=engine,
+        threads=threads,
+        shard_tokens=shard_tokens,
+        show_progress=True,
+    )
+    print_skipped(skipped_documents(out))
+    console.print(
+        f"{out}: {index.tokens:,} tokens of {index.documents:,} documents, {index.text_bytes / index.tokens:.2f} bytes "
+        f"in each; {len(index.shards)} files of {np.dtype(index.dtype).name}"
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -367,6 +434,52 @@ def print_outcome(out: Path, outcome: Outcome) -> None:
     console.print(table)
     console.rule("use it")
     print(outcome.usage)
+
+
+def read_texts(files: list[Path], column: str, skipped: list[str]) -> Iterator[str]:
+    """Documents, piece by piece; what cannot be read is named in `skipped`.
+
+    Raises:
+        ValueError: nothing could be read.
+    """
+    read = False
+    for file in files:
+        for piece in read_documents(file, column):
+            if piece.flaw:
+                skipped.append(piece.flaw)
+            else:
+                read = True
+                yield piece.text
+    if not read:
+        raise ValueError(f"no document to read: {skipped[0]}")
+
+
+def print_skipped(skipped: list[str], most: int = 5) -> None:
+    for flaw in skipped[:most]:
+        console.print(f"skipped: {flaw}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(skipped) > most:
+        console.print(f"skipped: {len(skipped):,} documents in all", style="yellow")
+
+
+def print_bytes_per_token(
+    tokenizers: dict[str, PreTrainedTokenizerFast], files: list[Path], column: str, most_files: int = 20
+) -> None:
+    """A table; of each file, what is in the first megabyte or so."""
+    encoders = {name: build_encoder(tokenizer) for name, tokenizer in tokenizers.items()}
+    table = Table("bytes in a token", *encoders)
+    total = Counter()
+    for file in files[:most_files]:
+        counts = Counter()
+        for piece in read_documents(file, column):
+            if counts["bytes"] > 1_000_000:
+                break
+            counts["bytes"] += len(piece.text.encode())
+            counts.update({name: len(encoder.encode(piece.text)) for name, encoder in encoders.items()})
+        if counts["bytes"]:
+            table.add_row(file.name, *(f"{counts['bytes'] / counts[name]:.2f}" for name in encoders))
+            total += counts
+    table.add_row("all", *(f"{total['bytes'] / total[name]:.2f}" for name in encoders), style="bold")
+    console.print(table)
 
 
 def parse_fields(assignments: list[str]) -> dict[str, Any]:

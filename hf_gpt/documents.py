@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -37,19 +38,25 @@ def read_documents(path: Path, column: str = "text", position: int = 0, *, whole
         OSError: the file is missing or damaged.
         ImportError: it is a Parquet file, and pyarrow is not installed.
     """
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
+    try:
+        yield from _read(path, column, position, whole)
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: Path, column: str, position: int, whole: bool) -> Iterator[Piece]:
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".parquet":
         yield from _rows(path, _read_parquet(path, column, position), whole)
         return
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        if kind == ".jsonl":
-            file.seek(position)
-            yield from _rows(path, _read_lines(file, column, position), whole)
-        elif flaw := _flaw(file) if position == 0 else "":
+        if position == 0 and kind != ".jsonl" and (flaw := _flaw(file)):
             yield Piece("", True, None, f"{path} {flaw}")
+            return
+        file.seek(position)
+        if kind == ".jsonl":
+            yield from _rows(path, _read_lines(file, column, position), whole)
         else:
-            file.seek(position)
             yield from _read_text(file, position, whole)
 
 

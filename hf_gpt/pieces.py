@@ -1,5 +1,6 @@
 """Long texts in pieces: cut where no word goes across, and thinned out where they are too many."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -32,16 +33,21 @@ def next_boundary(text: str, start: int) -> int:
 
 
 def sample_evenly(pieces: Iterable[str], most_bytes: int) -> list[str]:
-    """At most `most_bytes` of UTF-8: all pieces, or every second, fourth ... of them, in order."""
-    kept: list[str] = []
-    size, stride = 0, 1
+    """At most `most_bytes` of UTF-8, but one piece at least: all of them, or a half, a quarter ..., in order.
+
+    Multiples of the golden ratio, modulo 1, are spread evenly, and take no period of the pieces for their own.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    kept: list[tuple[float, str]] = []
+    size, share = 0, 1.0
     for number, piece in enumerate(pieces):
-        if number % stride:
+        place = number * golden % 1
+        if place >= share:
             continue
-        kept.append(piece)
+        kept.append((place, piece))
         size += len(piece.encode())
         while size > most_bytes and len(kept) > 1:
-            kept = kept[::2]
-            size = sum(len(piece.encode()) for piece in kept)
-            stride *= 2
-    return kept
+            share /= 2
+            kept = [(place, piece) for place, piece in kept if place < share]
+            size = sum(len(piece.encode()) for _, piece in kept)
+    return [piece for _, piece in kept]

@@ -6,7 +6,7 @@ the same options:
     add_prefix_space: read a text that does not begin with a space as if it did. GPT-1's words are the same either way.
     add_bos_token: begin every text with the beginning-of-text token.
     unk_token, bos_token, eos_token, pad_token: another token for that role. One that is not in the vocabulary becomes
-        its last entry.
+        a new entry, for which a model needs a new row.
 """
 
 import json
@@ -23,8 +23,13 @@ from .pieces import cut, sample_evenly
 END_OF_TEXT = "<|endoftext|>"  # ends every document, and begins what has no other beginning (GPT-2)
 PADDING = "<|padding|>"  # apart from the end of text, so that a loss which ignores padding still learns to stop
 SPECIAL_TOKENS = (PADDING, END_OF_TEXT)
+# What the tokenizer that ships has beside these: for GPT-1's fine-tuning (section 3.3), chat, and whatever comes later.
+FINE_TUNING = ("[Start]", "[Delim]", "[Extract]")
+CHAT_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+RESERVED = tuple(f"<|reserved_{number}|>" for number in range(8))
 UNKNOWN, END_OF_WORD = "<unk>", "</w>"  # GPT-1: a character outside its vocabulary; the end of every word
 SHIPPED = Path(__file__).with_name("tokenizer")
+SAMPLE_BYTES = 100_000_000
 
 _CONTRACTIONS = r"'(?i:[sdmt]|ll|ve|re)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -76,13 +81,10 @@ def load_tokenizer(**options) -> PreTrainedTokenizerFast:
     `<|assistant|>` and `<|tool|>`, and eight tokens `<|reserved_0|>` ... to give a meaning later.
     """
     stored = json.loads((SHIPPED / "tokenizer_config.json").read_text("utf-8"))
-    return _stock(
-        Tokenizer.from_file(str(SHIPPED / "tokenizer.json")),
-        BYTE_LEVEL_ROLES,
-        extra_special_tokens=stored["extra_special_tokens"],
-        chat_template=(SHIPPED / "chat_template.jinja").read_text("utf-8"),
-        **options,
-    )
+    backend = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    tokenizer = _stock(backend, BYTE_LEVEL_ROLES, stored["extra_special_tokens"], **options)
+    tokenizer.chat_template = (SHIPPED / "chat_template.jinja").read_text("utf-8")
+    return tokenizer
 
 
 def train_tokenizer(
@@ -91,7 +93,7 @@ def train_tokenizer(
     split_pattern: str = "gpt2",
     *,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
-    sample_bytes: int = 100_000_000,
+    sample_bytes: int = SAMPLE_BYTES,
     show_progress: bool = False,
     **options,
 ) -> PreTrainedTokenizerFast:
@@ -133,7 +135,7 @@ def train_tokenizer(
     vocab |= {token: index for index, token in enumerate(special_tokens, start=len(vocab))}
     bpe = models.BPE(vocab, [tuple(merge) for merge in learned["merges"]])
     others = [token for token in special_tokens if token not in SPECIAL_TOKENS]
-    return _stock(_byte_level(bpe, split_pattern), BYTE_LEVEL_ROLES, extra_special_tokens=others, **options)
+    return _stock(_byte_level(bpe, split_pattern), BYTE_LEVEL_ROLES, others, **options)
 
 
 def tokenizer_from_vocab_and_merges(
@@ -190,7 +192,7 @@ def tokenizer_from_tiktoken(path: Path | str, encoding: str, **options) -> PreTr
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     others = [token for token in special_tokens if token != END_OF_TEXT]
-    return _stock(_byte_level(bpe, split_pattern), BYTE_LEVEL_ROLES, extra_special_tokens=others, **options)
+    return _stock(_byte_level(bpe, split_pattern), BYTE_LEVEL_ROLES, others, **options)
 
 
 def tokenizer_to_tiktoken(tokenizer: PreTrainedTokenizerFast, path: Path | str) -> None:
@@ -246,6 +248,7 @@ def _word_level(bpe: models.BPE) -> Tokenizer:
 def _stock(
     tokenizer: Tokenizer,
     roles: dict[str, str],
+    extra_special_tokens: Sequence[str] = (),
     *,
     add_prefix_space: bool = False,
     add_bos_token: bool = False,
@@ -253,7 +256,6 @@ def _stock(
     bos_token: str | None = None,
     eos_token: str | None = None,
     pad_token: str | None = None,
-    **stored,
 ) -> PreTrainedTokenizerFast:
     chosen = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
     roles = {role: token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
@@ -262,12 +264,11 @@ def _stock(
         raise ValueError("add_bos_token: the vocabulary has no beginning-of-text token: expected a bos_token")
     if add_prefix_space and tokenizer.normalizer is None:  # GPT-1's, which has one, drops blanks
         tokenizer.normalizer = _PREFIX_SPACE
-    if add_bos_token:
-        stored["add_bos_token"] = True
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         add_prefix_space=add_prefix_space,
+        extra_special_tokens=[*extra_special_tokens],
         **roles,
-        **stored,
+        **({"add_bos_token": True} if add_bos_token else {}),
     )

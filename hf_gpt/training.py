@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from accelerate.utils import reduce
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+from .packing import TokenBlocks
+from .token_files import encode_texts
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings.json"
@@ -135,7 +137,7 @@ def train_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path, settings: RunSettings
 ) -> RunReport:
     """Train, from the last checkpoint in `folder` if there is one; save model, tokenizer and report there."""
-    data = TokenBlocks(tokenizer, texts, settings.context)
+    data = TokenBlocks(encode_texts(tokenizer, texts), settings.context)
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
     checkpoints = folder / CHECKPOINTS
     accelerated = torch.accelerator.is_available()

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_gpt import GPTConfig, cli, recipes
 from hf_gpt.accounting import account
 from hf_gpt.conversion import convert
-from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.packing import TokenBlocks
+from hf_gpt.token_files import open_tokens
+from hf_gpt.tokenization import load_tokenizer, train_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
 TINY = ["-s", "hidden_size=32", "-s", "num_hidden_layers=2", "-s", "num_attention_heads=2", "-s", "vocab_size=300"]
@@ -218,13 +220,65 @@ def test_train_refuses(run, text, saved, tmp_path, arguments, message):
     assert {entry.name for entry in tmp_path.iterdir()} == {"text.txt"}
 
 
-def test_train_tokenizer(run, text, tmp_path):
-    status, printed, _ = run("train-tokenizer", text, "--out", tmp_path / "out", "--vocab-size", 280)
+def test_train_tokenizer(run, text, saved, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"body": "The quick brown fox"}\n{}\n')
+    options = ("--vocab-size", 280, "--special-token", "<a>", "--column", "body", "--against", saved)
+    status, printed, _ = run("train-tokenizer", text, rows, "--out", tmp_path / "out", *options)
     assert status == 0
     assert "280 tokens" in printed
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 280
-    assert refuses(run("train-tokenizer", text, "--out", tmp_path / "b", "--vocab-size", 9), "vocab_size=9: expected")
-    assert not (tmp_path / "b").exists()
+    assert f"skipped: {rows}, byte 32 has no 'body'" in printed
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == 280
+    assert "<a>" in tokenizer.all_special_tokens
+    table = [line for line in printed.splitlines() if " all " in line]
+    sizes = [len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]) for folder in (tmp_path / "out", saved)]
+    figures = [float(cell) for cell in table[0].replace("│", " ").split()[1:]]
+    assert figures == pytest.approx([len(TEXT) / size for size in sizes], abs=0.02)
+
+
+def test_train_tokenizer_without_gpt2_at_hand(run, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    status, printed, _ = run("train-tokenizer", text, "--out", tmp_path / "out", "--vocab-size", 280)
+    assert status == 0
+    assert "gpt2" not in printed
+
+
+def test_train_tokenizer_refuses(run, text, tmp_path):
+    out = ("--out", tmp_path / "out")
+    assert refuses(run("train-tokenizer", text, *out, "--vocab-size", 9), "vocab_size=9: expected")
+    assert refuses(run("train-tokenizer", text, *out, "--special-token", "<|endoftext|>"), "expected each once")
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    assert refuses(run("train-tokenizer", tmp_path / "bad.txt", *out), "bad.txt is not UTF-8 text: byte 0 is 0xff")
+    assert refuses(run("train-tokenizer", tmp_path / "none.txt", *out), "none.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenize(run, text, saved, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    out = tmp_path / "tokens"
+    options = ("--tokenizer", saved, "--out", out, "--threads", 2, "--shard-tokens", 100)
+    status, printed, _ = run("tokenize", text, tmp_path / "bad.txt", *options)
+    assert status == 0
+    ids = [*AutoTokenizer.from_pretrained(saved)(TEXT)["input_ids"], 299]
+    assert f"{len(ids):,} tokens of 1 documents" in " ".join(printed.split())
+    assert "skipped: " in printed
+    blocks = TokenBlocks(out, 8)
+    assert [token for row in blocks for token in row["input_ids"].tolist()] == ids[: len(ids) // 8 * 8]
+
+
+def test_tokenize_with_the_tokenizer_that_ships(run, text, tmp_path):
+    assert run("tokenize", text, "--out", tmp_path / "tokens")[0] == 0
+    assert len(open_tokens(tmp_path / "tokens")) == len(load_tokenizer()(TEXT)["input_ids"]) + 1
+
+
+def test_tokenize_refuses(run, text, saved, tmp_path):
+    out = ("--out", tmp_path / "tokens")
+    assert refuses(run("tokenize", text, *out, "--tokenizer", tmp_path), "is no folder with a tokenizer")
+    assert refuses(run("tokenize", text, *out, "--engine", "quick"), "engine='quick': expected tiktoken or tokenizers")
+    assert refuses(run("tokenize", tmp_path, *out), "is a folder: expected files")
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
 
 
 def test_generate_continues_prompts_files_and_standard_input(run, saved, text, tmp_path):

@@ -8,7 +8,8 @@ from native import save_native
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
 from hf_gpt.conversion import convert, export
-from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.conversion.tokenizers import open_tokenizer
+from hf_gpt.tokenization import tokenizer_to_tiktoken, train_tokenizer
 
 TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
 
@@ -100,6 +101,24 @@ def test_tiktoken_ranks(native, tmp_path):
     (native / "r50k_base.tiktoken").write_bytes(b"\n".join(lines))
     convert(native, tmp_path / "ours")
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")("heal all")["input_ids"] == [256, 257, 32, 258]
+
+
+@pytest.mark.parametrize("write", [write_saved, write_openai, write_hugging_face], ids=lambda f: f.__name__)
+def test_a_tokenizer_is_opened_in_any_form(trained, write, tmp_path):
+    write(trained, tmp_path)
+    assert open_tokenizer(tmp_path)(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
+
+
+def test_a_file_of_ranks_is_opened(trained, tmp_path):
+    tokenizer_to_tiktoken(trained, tmp_path / "r50k_base.tiktoken")
+    assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
+
+
+def test_no_tokenizer_to_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
+        with pytest.raises(OSError, match="is no folder with a tokenizer, and no tokenizer on the Hub"):
+            open_tokenizer(name, local_files_only=True)
 
 
 def test_without_a_tokenizer_there_is_none(native, tmp_path):

@@ -1,22 +1,30 @@
+import itertools
 import json
+import os
 import subprocess
 import sys
 from base64 import b64encode
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast
+from tokenizers.decoders import DecodeStream
+from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast, TextStreamer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from hf_gpt.bpe_files import to_bytes
 from hf_gpt.tokenization import (
     ENCODINGS,
     SPECIAL_TOKENS,
     SPLIT_PATTERNS,
+    load_tokenizer,
     tokenizer_from_tiktoken,
     tokenizer_from_vocab_and_merges,
+    tokenizer_to_tiktoken,
     train_tokenizer,
 )
 
@@ -27,6 +35,7 @@ TEXTS = [
 
 
 TOKENIZERS = {pattern: train_tokenizer(TEXTS, 400, pattern) for pattern in SPLIT_PATTERNS}
+PATTERNS = list(SPLIT_PATTERNS)
 
 
 @pytest.fixture(params=TOKENIZERS)
@@ -34,12 +43,56 @@ def tokenizer(request) -> PreTrainedTokenizerFast:
     return TOKENIZERS[request.param]
 
 
-@given(text=st.text(), pattern=st.sampled_from(list(TOKENIZERS)))
+any_text = (
+    st.text() | st.binary().map(lambda data: data.decode("latin-1")) | st.text(st.sampled_from("a 1'\n\x00<|红é🐈"))
+)
+
+
+@given(text=any_text | st.binary().map(lambda data: data.decode(errors="replace")), pattern=st.sampled_from(PATTERNS))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_decodes_to_what_it_encoded(text, pattern):
     tokenizer = TOKENIZERS[pattern]
-    if not any(token in text for token in tokenizer.all_special_tokens):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@given(text=any_text, pattern=st.sampled_from(PATTERNS))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_offsets_point_at_the_characters_of_each_token(text, pattern):
+    tokenizer = TOKENIZERS[pattern]
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    data = text.encode()
+    starts = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+    at = 0
+    for token, (first, last) in zip(encoded.tokens(), encoded["offset_mapping"], strict=True):
+        end = at + len(to_bytes(token))
+        assert data[at:end] == to_bytes(token)
+        assert starts[first] <= at < end <= starts[last]  # all of its bytes, perhaps parts of characters
+        assert first == bisect_right(starts, at) - 1
+        assert last == bisect_left(starts, end)
+        at = end
+    assert at == len(data)
+
+
+@given(text=any_text)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_streams_no_broken_character(text):
+    tokenizer = TOKENIZERS["gpt2"]
+    streamed, shown = DecodeStream(skip_special_tokens=False), ""
+    ids = tokenizer(text)["input_ids"]
+    for token in ids:
+        shown += streamed.step(tokenizer.backend_tokenizer, token) or ""
+        assert text.startswith(shown)
+    if "\ufffd" not in text:
+        assert shown == text
+
+
+def test_the_streamer_of_transformers_shows_no_broken_character(capsys):
+    tokenizer = TOKENIZERS["gpt2"]
+    text = "The cat: 红楼梦 第一回 🐈‍⬛ wörter.\n"
+    streamer = TextStreamer(tokenizer)
+    for token in tokenizer(text)["input_ids"]:
+        streamer.put(torch.tensor([token]))
+        assert "\ufffd" not in capsys.readouterr().out or pytest.fail(f"broken at {token}")
 
 
 SPLITS = {
@@ -74,15 +127,43 @@ def test_is_a_stock_tokenizer_that_loads_without_hf_gpt(tokenizer, tmp_path):
 
 
 def test_special_tokens(tokenizer):
-    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>"
+    assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.unk_token == "<|endoftext|>"
     assert tokenizer.pad_token == "<|padding|>"
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert [tokenizer.pad_token_id, tokenizer.eos_token_id] == sorted(tokenizer.all_special_ids)
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    assert tokenizer.convert_ids_to_tokens([0, 255]) == ["!", "Ń"]  # bytes come first, as in GPT-2
     padded = tokenizer(["The cat", "The"], padding=True, return_tensors="pt")
     assert padded["attention_mask"].tolist()[1][-1] == 0
 
 
-def test_same_text_same_tokenizer():
-    assert train_tokenizer(TEXTS, 350).get_vocab() == train_tokenizer(iter(TEXTS), 350).get_vocab()
+def test_other_special_tokens(tmp_path):
+    special_tokens = ["<a>", "<b>", *SPECIAL_TOKENS]
+    tokenizer = train_tokenizer(TEXTS, 350, special_tokens=special_tokens)
+    assert tokenizer.convert_ids_to_tokens(range(346, 350)) == special_tokens
+    assert len(tokenizer) == tokenizer.vocab_size == 350
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert set(loaded.all_special_tokens) == set(special_tokens)
+    assert loaded("x<b>y")["input_ids"][1] == 347
+    assert 347 not in loaded("x<b>y", split_special_tokens=True)["input_ids"]
+
+
+def test_same_text_same_tokenizer(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 350)
+    assert train_tokenizer(iter(TEXTS), 350).get_vocab() == tokenizer.get_vocab()
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    script = (
+        "import sys, json; from hf_gpt.tokenization import train_tokenizer; "
+        "print(train_tokenizer(json.load(open(sys.argv[1])), 350).backend_tokenizer.to_str())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "texts.json")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.stdout.strip() == tokenizer.backend_tokenizer.to_str(), done.stderr
 
 
 def test_vocabulary_size_is_kept():
@@ -90,18 +171,29 @@ def test_vocabulary_size_is_kept():
     assert len(train_tokenizer(["ab"], 50257)) < 300  # no more pairs to merge
 
 
+def test_a_large_text_is_sampled_evenly():
+    texts = ["a b " * 5000, "c d " * 5000] * 20
+    whole, sampled = train_tokenizer(texts, 300), train_tokenizer(texts, 300, sample_bytes=100_000)
+    assert set(sampled.get_vocab()) == set(whole.get_vocab())
+    assert len(train_tokenizer(texts, 300, sample_bytes=1)) < len(whole)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "options", "message"),
     [
-        ((TEXTS, 257), "vocab_size=257: expected at least 258"),
-        ((TEXTS, 400, "gpt5"), "split_pattern='gpt5': expected one of gpt2, cl100k, o200k"),
-        (([], 400), "no text"),
-        ((["", ""], 400), "no text"),
+        ((TEXTS, 257), {}, "vocab_size=257: expected at least 258"),
+        ((TEXTS, 258), {"special_tokens": ["<a>", *SPECIAL_TOKENS]}, "vocab_size=258: expected at least 259"),
+        ((TEXTS, 400, "gpt5"), {}, "split_pattern='gpt5': expected one of gpt2, cl100k, o200k"),
+        (([], 400), {}, "no text"),
+        ((["", ""], 400), {}, "no text"),
+        ((TEXTS, 400), {"special_tokens": ["<a>", "<b>", "<a>"]}, r"special_tokens: expected each once.*\['<a>'\]"),
+        ((TEXTS, 400), {"special_tokens": [""]}, "special_tokens: expected each once, and none empty"),
+        ((TEXTS, 400), {"special_tokens": ["cat"]}, r"special_tokens: \['cat'\] are words of the text"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        train_tokenizer(*arguments)
+        train_tokenizer(*arguments, **options)
 
 
 MIXED = [
@@ -128,8 +220,10 @@ def write_model(tokenizer: Tokenizer, folder: Path, version: bool = True) -> tup
     return vocab, merges
 
 
-def write_ranks(tokens: list[bytes], file: Path) -> Path:
-    file.write_text("".join(f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+def write_bytes_and(lines: str, file: Path, missing: int = 0) -> Path:
+    """The ranks of 256 bytes, but for the last `missing`, and what more there is to be."""
+    ranks = "".join(f"{b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256 - missing))
+    file.write_text(ranks + lines)
     return file
 
 
@@ -150,16 +244,108 @@ def test_vocab_and_merges_give_back_a_byte_level_tokenizer(version, tmp_path):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_ranks_give_back_a_byte_level_tokenizer(encoding, tmp_path):
     pattern, special_tokens = ENCODINGS[encoding]
-    trained = TOKENIZERS[pattern]
-    to_bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-    tokens = trained.convert_ids_to_tokens(range(len(SPECIAL_TOKENS), len(trained)))
-    ranks = write_ranks([bytes(map(to_bytes.get, token)) for token in tokens], tmp_path / "ranks.tiktoken")
+    trained, ranks = TOKENIZERS[pattern], tmp_path / "ranks.tiktoken"
+    tokenizer_to_tiktoken(trained, ranks)
     loaded = tokenizer_from_tiktoken(ranks, encoding)
-    assert ids_of(loaded) == [[index - len(SPECIAL_TOKENS) for index in ids] for ids in ids_of(trained)]
+    assert ids_of(loaded) == ids_of(trained)
     assert loaded.convert_tokens_to_ids(list(special_tokens)) == list(special_tokens.values())
     assert set(loaded.all_special_tokens) == set(special_tokens)
     assert loaded.bos_token == loaded.eos_token == loaded.unk_token == "<|endoftext|>"
     assert loaded.pad_token is None
+    tokenizer_to_tiktoken(loaded, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == ranks.read_bytes()
+
+
+def test_what_has_no_ranks(word_level_files, tmp_path):
+    with pytest.raises(ValueError, match="expected a byte-level BPE"):
+        tokenizer_to_tiktoken(tokenizer_from_vocab_and_merges(*word_level_files), tmp_path / "ranks")
+    vocab, merges = write_model(TOKENIZERS["gpt2"].backend_tokenizer, tmp_path)
+    lines = merges.read_text("utf-8").splitlines()
+    merges.write_text("\n".join([lines[0], *lines[:0:-1]]), "utf-8")
+    with pytest.raises(ValueError, match="expected merges in the order of the ids"):
+        tokenizer_to_tiktoken(tokenizer_from_vocab_and_merges(vocab, merges), tmp_path / "ranks")
+    assert not (tmp_path / "ranks").exists()
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def from_vocab_and_merges(folder, **options):
+    return tokenizer_from_vocab_and_merges(*write_model(TOKENIZERS["gpt2"].backend_tokenizer, folder), **options)
+
+
+def from_tiktoken(folder, **options):
+    tokenizer_to_tiktoken(TOKENIZERS["cl100k"], folder / "ranks")
+    return tokenizer_from_tiktoken(folder / "ranks", "cl100k_base", **options)
+
+
+def trained(folder, **options):
+    return train_tokenizer(TEXTS, 400, "o200k", **options)
+
+
+def shipped(folder, **options):
+    return load_tokenizer(**options)
+
+
+@pytest.fixture(params=[from_vocab_and_merges, from_tiktoken, trained, shipped], ids=lambda make: make.__name__)
+def make(request, tmp_path):
+    def make_and_load_again(**options):
+        request.param(tmp_path, **options).save_pretrained(tmp_path / "saved")
+        return AutoTokenizer.from_pretrained(tmp_path / "saved")
+
+    return make_and_load_again
+
+
+def test_add_prefix_space(make):
+    plain, prefixed = make(), make(add_prefix_space=True)
+    for text in ("The cat", " The cat", "  x", "\tx", "红 x", " "):
+        expected = plain(text if text.startswith(" ") else " " + text)["input_ids"]
+        encoded = prefixed(text, return_offsets_mapping=True)
+        assert encoded["input_ids"] == expected
+        assert encoded["offset_mapping"][-1][1] == len(text)
+    assert prefixed("")["input_ids"] == []
+
+
+def test_a_prefix_space_is_that_of_gpt2(tmp_path):
+    vocab, merges = write_model(TOKENIZERS["gpt2"].backend_tokenizer, tmp_path)
+    pairs = [tuple(line.split(" ")) for line in merges.read_text("utf-8").rstrip("\n").split("\n")[1:]]
+    theirs = GPT2Tokenizer(vocab=json.loads(vocab.read_text("utf-8")), merges=pairs, add_prefix_space=True)
+    ours = tokenizer_from_vocab_and_merges(vocab, merges, add_prefix_space=True)
+    for text in [*MIXED, "x<|endoftext|>y<|endoftext|> z"]:
+        expected, encoded = (tokenizer(text, return_offsets_mapping=True) for tokenizer in (theirs, ours))
+        assert encoded["input_ids"] == expected["input_ids"]
+        assert encoded["offset_mapping"] == expected["offset_mapping"]
+
+
+def test_add_bos_token(make):
+    tokenizer = make(add_bos_token=True)
+    assert tokenizer("x")["input_ids"] == [tokenizer.bos_token_id, *make()("x")["input_ids"]]
+    assert tokenizer("x", add_special_tokens=False)["input_ids"] == make()("x")["input_ids"]
+
+
+def test_other_roles(make):
+    tokenizer = make(unk_token="!", bos_token="<s>", eos_token="</s>", pad_token="#", add_bos_token=True)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.unk_token_id) == "!"
+    assert tokenizer.pad_token_id == make().convert_tokens_to_ids("#")
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & {*make().get_vocab().values()}
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_gpt1_has_the_same_options(word_level_files):
+    plain = tokenizer_from_vocab_and_merges(*word_level_files)
+    options = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = tokenizer_from_vocab_and_merges(*word_level_files, add_prefix_space=True, add_bos_token=True, **options)
+    assert tokenizer("The cat")["input_ids"] == [len(plain), *plain("The cat")["input_ids"]]
+    with pytest.raises(ValueError, match="add_bos_token: the vocabulary has no beginning-of-text token"):
+        tokenizer_from_vocab_and_merges(*word_level_files, add_bos_token=True)
+
+
+def test_a_misspelled_option():
+    with pytest.raises(TypeError, match="add_eos"):
+        train_tokenizer(TEXTS, 400, add_eos=True)
+
+
+# --- OpenAI's files ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,11 +411,11 @@ def test_bad_vocab_and_merges(vocab, merges, message, tmp_path):
         (0, "YWJj 256", r"expected rank 256 to join two tokens before it, got \['a', 'b', 'c'\]"),
         (0, "YWJj 256\nYWI= 257", r"expected rank 256 to join two tokens before it, got \['a', 'b', 'c'\]"),
         (0, "YWI= 50256", r"expected ranks of r50k_base, whose special tokens have \[50256\]"),
+        (0, "YWI= 256\nYmM= 258", "expected every rank up to 258, but 1 are missing: 257"),
     ],
 )
 def test_bad_ranks(missing, added, message, tmp_path):
-    file = write_ranks([bytes([byte]) for byte in range(256 - missing)], tmp_path / "ranks.tiktoken")
-    file.write_text(file.read_text() + added)
+    file = write_bytes_and(added, tmp_path / "ranks.tiktoken", missing)
     with pytest.raises(ValueError, match=rf"ranks\.tiktoken.*{message}"):
         tokenizer_from_tiktoken(file, "r50k_base")
 

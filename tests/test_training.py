@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_gpt import GPTForCausalLM, GPTForMultipleChoice, GPTForSequenceClassification, GPTForTokenClassification
 from hf_gpt.tokenization import train_tokenizer
-from hf_gpt.training import ExpertMetrics, RunSettings, TokenBlocks, begin, train_model
+from hf_gpt.training import ExpertMetrics, RunSettings, begin, train_model
 
 
 def arguments(folder, **fields) -> TrainingArguments:
@@ -176,30 +176,6 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 TEXTS = [f"Document number {index} says that the cat sat on the mat, {index} times. " * 8 for index in range(20)]
-
-
-def test_token_blocks_hold_every_token_in_order(tokenizer):
-    blocks = TokenBlocks(tokenizer, TEXTS, context=16)
-    ids = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    assert blocks.rows.flatten().tolist() == ids[: len(ids) // 16 * 16]
-    assert torch.equal(blocks[3]["labels"], blocks[3]["input_ids"])
-    training, evaluation = blocks.split(0.1)
-    assert len(training) + len(evaluation) == len(blocks)
-    assert abs(len(evaluation) / len(blocks) - 0.1) < 0.02
-    assert not set(training.indices) & set(evaluation.indices)
-
-
-def test_unigram_entropy(tokenizer):
-    blocks = TokenBlocks(tokenizer, ["a b a a"], context=2)
-    blocks.rows = torch.tensor([[1, 2], [1, 1]])
-    assert blocks.unigram_entropy() == pytest.approx(0.5623351446)  # of 3/4 and 1/4
-
-
-def test_token_blocks_refuse_too_little_text(tokenizer):
-    with pytest.raises(ValueError, match="expected at least one row of context=64"):
-        TokenBlocks(tokenizer, ["short"], context=64)
-    with pytest.raises(ValueError, match="expected at least two"):
-        TokenBlocks(tokenizer, ["cat " * 10], context=8).split(0.1)
 
 
 SETTINGS = RunSettings(context=16, steps=8, batch_size=4, save_steps=4)
