@@ -39,7 +39,11 @@ from hf_gpt.tokenization import (
 )
 
 SPLIT_PATTERN = "cl100k"
-SHARES = {"English": 1.0, "Chinese": 0.3, "code": 0.5}  # so that English, which needs most words, does as well as GPT-2
+SHARES = {
+    "English": 1.0,
+    "Chinese": 0.25,
+    "code": 0.4,
+}  # so that English, which needs most words, does as well as GPT-2
 BOOKS = {"songci": 1.5, "yuanqu": 1.5}  # megabytes, where not all
 
 

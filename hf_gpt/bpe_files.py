@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from math import inf
 from pathlib import Path
 
@@ -73,17 +72,53 @@ def write_ranks(file: Path | str, ranks: dict[str, int]) -> None:
 
 
 def recover_merges(ranks: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The two parts of each token that BPE has merged its bytes into, with the ranks before its own, in their order.
+    """The two parts that BPE has merged the bytes of each token into, before it joins them, in the order of ranks.
 
     Raises:
         ValueError: the bytes of a token do not come to two parts.
     """
-    for token in sorted(ranks, key=ranks.get):
-        parts = list(token)
-        while len(parts) > 2:
-            lowest, at = min((ranks.get(a + b, inf), at) for at, (a, b) in enumerate(pairwise(parts)))
-            if lowest >= ranks[token]:
-                raise ValueError(f"expected rank {ranks[token]} to join two tokens before it, got {parts}")
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            yield tuple(parts)
+    parts: dict[str, tuple[str, str]] = {}
+    for token in _merged(ranks):
+        halves = ((token[:at], token[at:]) for at in range(1, len(token)))
+        pair = next((pair for pair in halves if _joins(pair, ranks[token], ranks, parts)), None)
+        if pair is None:
+            raise ValueError(f"expected rank {ranks[token]} to join two tokens before it, got {token!r}")
+        parts[token] = pair
+        yield pair
+
+
+def are_merges_of(ranks: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+    """Whether these would be recovered."""
+    tokens = _merged(ranks)
+    parts = dict(zip(tokens, merges, strict=False))
+    return len(tokens) == len(merges) and all(
+        a + b == token and _joins((a, b), ranks[token], ranks, parts) for token, (a, b) in parts.items()
+    )
+
+
+def _merged(ranks: dict[str, int]) -> list[str]:
+    return sorted((token for token in ranks if len(token) > 1), key=ranks.get)
+
+
+def _joins(pair: tuple[str, str], rank: int, ranks: dict[str, int], parts: dict[str, tuple[str, str]]) -> bool:
+    """Whether BPE on the bytes of both, side by side, comes to the two: they are older, and nothing merges across.
+
+    On the left of the border stand, one after the other, the last byte, what it is merged into, ..., `left`; on the
+    right likewise. Each stands there until the rank of the next. Of equal ranks the first in the text is merged first.
+    """
+    left, right = pair
+    if not all(len(half) == 1 or ranks.get(half, inf) < rank for half in pair):
+        return False
+    a, a_until = left, rank
+    while True:
+        b, b_until = right, rank
+        while True:
+            across = ranks.get(a + b, inf)
+            if across < a_until and across <= b_until:
+                return False
+            if len(b) == 1:
+                break
+            b, b_until = parts[b][0], ranks[b]
+        if len(a) == 1:
+            return True
+        a, a_until = parts[a][1], ranks[a]

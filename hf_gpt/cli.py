@@ -105,6 +105,9 @@ def train(
     more: Files = None,
     text: Text = None,
     dataset: Annotated[str | None, typer.Option(help="A data set by its name on the Hub, or a folder.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A folder that `hf-gpt tokenize` wrote.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     column: Annotated[str, typer.Option(help="Column of the data set that holds the text.")] = "text",
     model: Annotated[
@@ -129,10 +132,16 @@ def train(
 ) -> None:
     """Train a language model on your text: any preset or configuration, from the beginning or from weights."""
     files = [*(text or []), *(more or [])]
-    if bool(files) == bool(dataset):
-        raise ValueError("expected either --text or --dataset")
-    texts = read_files(files) if files else read_dataset(dataset, split, column)
-    name = ", ".join(file.name for file in files) or f"{dataset} ({split})"
+    if sum(map(bool, (files, dataset, tokens))) != 1:
+        raise ValueError("expected one of --text, --dataset and --tokens")
+    if tokens is not None and tokenizer is not None:
+        raise ValueError("--tokens have a tokenizer already: expected no --tokenizer")
+    if tokens is not None:
+        texts, name = tokens, tokens.name
+    elif files:
+        texts, name = read_files(files), ", ".join(file.name for file in files)
+    else:
+        texts, name = read_dataset(dataset, split, column), f"{dataset} ({split})"
     overrides = parse_fields(set_fields or [])
     origin = find_origin(model, overrides)
     if overrides and origin.checkpoint is not None:

@@ -44,19 +44,19 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
     try:
         if split_pattern is None or not all(token["special"] for token in stored["added_tokens"]):
             raise ValueError("expected one of OpenAI's split patterns, no normalizer, and special tokens alone")
-        return Encoder("tiktoken", _by_tiktoken(tokenizer, split_pattern, dtype), dtype, divisible)
+        return Encoder("tiktoken", _by_tiktoken(stored, split_pattern, dtype), dtype, divisible)
     except ValueError as error:
         if engine is None:
             return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
         raise ValueError(f"tiktoken's engine cannot stand in for this tokenizer: {error}") from error
 
 
-def _by_tiktoken(tokenizer: PreTrainedTokenizerFast, pattern: str, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+def _by_tiktoken(stored: dict[str, Any], pattern: str, dtype: np.dtype) -> Callable[[str], np.ndarray]:
     try:
         import tiktoken
     except ImportError as error:
         raise ImportError("tiktoken's engine is not installed: pip install 'hf_gpt[fast]'") from error
-    ranks = {to_bytes(token): rank for token, rank in merge_ranks(tokenizer).items()}
+    ranks = {to_bytes(token): rank for token, rank in merge_ranks(stored).items()}
     # One special token, of whatever name, keeps its search from matching everywhere; none is ever allowed.
     encoding = tiktoken.Encoding("hf_gpt", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|>": len(ranks)})
     return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)

@@ -1,6 +1,7 @@
 """From text to a folder that anybody can load: tokenizer, model, loss curve and card, in one run."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from .configuration_gpt import GPTConfig
-from .folders import new_folder
+from .folders import new_folder, state_of
 from .modeling_gpt import GPTForCausalLM
 from .presets import preset_config, preset_names
 from .publishing import draw_loss_curve, model_card, three_lines
+from .token_files import encode_texts, open_tokens
 from .tokenization import train_tokenizer
 from .training import CHECKPOINTS, RunReport, RunSettings, begin, finished_report, train_model
 
@@ -71,7 +73,7 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
 
 def train_from_text(
     out: Path,
-    texts: list[str],
+    texts: list[str] | Path,
     source: str,
     origin: Origin,
     settings: RunSettings,
@@ -83,6 +85,7 @@ def train_from_text(
     """Train a tokenizer, unless there is one, and a model; write both to `out` with a loss curve and a card.
 
     Args:
+        texts: documents, or a folder of tokens, which brings its tokenizer.
         source: what `texts` are, in words, for the card.
         tokenizer_folder: a tokenizer to use instead of training one, or that of the checkpoint.
         prompt: what a new interpreter, which does not import hf_gpt, continues with the saved model.
@@ -95,10 +98,12 @@ def train_from_text(
         )
     if prompt == "":
         raise ValueError("the prompt is empty: expected text to continue")
+    if isinstance(texts, Path):
+        tokenizer_folder = texts
     with new_folder(out, resume=resume, worth_keeping=CHECKPOINTS) as folder:
         description = {
             "text": source,
-            "sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "sha256": _digest(texts),
             "model": origin.config.to_diff_dict(),
             "checkpoint": str(origin.checkpoint),
             "tokenizer": str(tokenizer_folder),
@@ -108,7 +113,8 @@ def train_from_text(
         set_seed(settings.seed)
         tokenizer = _tokenizer(folder, texts, origin, tokenizer_folder)
         model = _model(origin, tokenizer)
-        report = finished_report(folder) or train_model(model, tokenizer, texts, folder, settings)
+        tokens = open_tokens(texts) if isinstance(texts, Path) else encode_texts(tokenizer, texts)
+        report = finished_report(folder) or train_model(model, tokenizer, tokens, folder, settings)
 
         curve = LOSS_CURVE if draw_loss_curve(report, folder / LOSS_CURVE) else ""
         sample = write_in_new_interpreter(folder, prompt) if prompt is not None else ""
@@ -145,6 +151,12 @@ def write_in_new_interpreter(folder: Path, prompt: str) -> str:
     if done.returncode:
         raise RuntimeError(f"a new interpreter could not use {folder}: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout.strip()
+
+
+def _digest(texts: list[str] | Path) -> str:
+    """The same, if the text is the same; of tokens, if their folder was not written again."""
+    read = "\0".join(texts) if isinstance(texts, list) else json.dumps(state_of(sorted(texts.iterdir())))
+    return hashlib.sha256(read.encode()).hexdigest()
 
 
 def _tokenizer(

@@ -13,11 +13,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .bpe_files import BYTES, read_merges, read_ranks, read_vocab, recover_merges, write_ranks
+from .bpe_files import BYTES, are_merges_of, read_merges, read_ranks, read_vocab, recover_merges, write_ranks
 from .pieces import cut, sample_evenly
 
 END_OF_TEXT = "<|endoftext|>"  # ends every document, and begins what has no other beginning (GPT-2)
@@ -202,11 +203,11 @@ def tokenizer_to_tiktoken(tokenizer: PreTrainedTokenizerFast, path: Path | str) 
     Raises:
         ValueError: its vocabulary is not one of ranks: see `merge_ranks`.
     """
-    write_ranks(path, merge_ranks(tokenizer))
+    write_ranks(path, merge_ranks(json.loads(tokenizer.backend_tokenizer.to_str())))
 
 
-def merge_ranks(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The ids of a byte-level BPE as the ranks of its merges: what to merge first.
+def merge_ranks(stored: dict[str, Any]) -> dict[str, int]:
+    """The ids of a byte-level BPE, as a tokenizer.json holds it, as the ranks of its merges: what to merge first.
 
     tiktoken merges any two tokens that are a third, tokenizers only those in its list of merges. The two agree on every
     text if each token has the one merge that the ranks before its own leave of its bytes, and the list is in their
@@ -216,13 +217,13 @@ def merge_ranks(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     Raises:
         ValueError: it is no byte-level BPE, or its merges are not those that its ids, in order, define.
     """
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
     model = stored["model"]
     added = {token["content"] for token in stored["added_tokens"]}
     ranks = {token: index for token, index in model.get("vocab", {}).items() if token not in added}
-    if model["type"] != "BPE" or not ranks.keys() >= BYTES or model.get("dropout"):
+    changed = any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    if model["type"] != "BPE" or changed or not ranks.keys() >= BYTES:
         raise ValueError("expected a byte-level BPE")
-    if list(recover_merges(ranks)) != [tuple(merge) for merge in model["merges"]]:
+    if not are_merges_of(ranks, [tuple(merge) for merge in model["merges"]]):
         raise ValueError("expected merges in the order of the ids of what they make, and one for each")
     return ranks
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import get_last_checkpoint
 
 from .packing import TokenBlocks
-from .token_files import encode_texts
+from .token_files import Tokens
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings.json"
@@ -134,10 +134,10 @@ def begin(folder: Path, description: dict[str, Any]) -> None:
 
 
 def train_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path, settings: RunSettings
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, folder: Path, settings: RunSettings
 ) -> RunReport:
     """Train, from the last checkpoint in `folder` if there is one; save model, tokenizer and report there."""
-    data = TokenBlocks(encode_texts(tokenizer, texts), settings.context)
+    data = TokenBlocks(tokens, settings.context)
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
     checkpoints = folder / CHECKPOINTS
     accelerated = torch.accelerator.is_available()

@@ -204,7 +204,7 @@ def test_resuming_needs_the_same_text(run, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected either --text or --dataset"),
+        ((), "expected one of --text, --dataset and --tokens"),
         (("--text", "TEXT", "--model", "gpt9"), "'gpt9' is no file, no folder and no preset"),
         (("--text", "TEXT", "-s", "hidden_size"), "--set hidden_size: expected FIELD=VALUE"),
         (("--text", "TEXT", "-s", "layers=2"), "--set layers=2: no such field"),
@@ -266,6 +266,19 @@ def test_tokenize(run, text, saved, tmp_path):
     assert "skipped: " in printed
     blocks = TokenBlocks(out, 8)
     assert [token for row in blocks for token in row["input_ids"].tolist()] == ids[: len(ids) // 8 * 8]
+
+
+def test_train_on_tokens(run, text, saved, tmp_path):
+    assert run("tokenize", text, "--tokenizer", saved, "--out", tmp_path / "tokens")[0] == 0
+    options = (*TINY, "--steps", 3, "--context", 16, "--model", "gpt2")
+    status, _, errors = run("train", "--tokens", tmp_path / "tokens", "--out", tmp_path / "a", *options)
+    assert status == 0, errors
+    assert run("train", "--text", text, "--tokenizer", saved, "--out", tmp_path / "b", *options)[0] == 0
+    losses = [json.loads((tmp_path / run / "report.json").read_text())["evaluation_loss"] for run in "ab"]
+    assert losses[0] == losses[1]
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").get_vocab() == AutoTokenizer.from_pretrained(saved).get_vocab()
+    both = ("--tokens", tmp_path / "tokens", "--tokenizer", saved, "--out", tmp_path / "c")
+    assert refuses(run("train", *both, *options), "--tokens have a tokenizer already")
 
 
 def test_tokenize_with_the_tokenizer_that_ships(run, text, tmp_path):

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_gpt import GPTForCausalLM, GPTForMultipleChoice, GPTForSequenceClassification, GPTForTokenClassification
+from hf_gpt.token_files import encode_texts
 from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training import ExpertMetrics, RunSettings, begin, train_model
 
@@ -186,7 +187,7 @@ def new_model(tokenizer):
 
 
 def test_a_run_reports_what_it_did(tmp_path, tokenizer):
-    report = train_model(new_model(tokenizer), tokenizer, TEXTS, tmp_path, SETTINGS)
+    report = train_model(new_model(tokenizer), tokenizer, encode_texts(tokenizer, TEXTS), tmp_path, SETTINGS)
     assert report.steps == 8
     assert report.tokens_seen == 8 * 4 * 16
     assert report.evaluation_curve[-1][1] == report.evaluation_loss < report.training_curve[0][1]
@@ -196,7 +197,7 @@ def test_a_run_reports_what_it_did(tmp_path, tokenizer):
 
 
 def test_a_killed_run_resumes(tmp_path, tokenizer, monkeypatch):
-    train_model(new_model(tokenizer), tokenizer, TEXTS, tmp_path / "whole", SETTINGS)
+    train_model(new_model(tokenizer), tokenizer, encode_texts(tokenizer, TEXTS), tmp_path / "whole", SETTINGS)
 
     class Killed(Exception):
         pass
@@ -208,9 +209,9 @@ def test_a_killed_run_resumes(tmp_path, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("transformers.trainer_callback.DefaultFlowCallback.on_step_begin", kill, raising=False)
         with pytest.raises(Killed):
-            train_model(new_model(tokenizer), tokenizer, TEXTS, tmp_path / "cut", SETTINGS)
+            train_model(new_model(tokenizer), tokenizer, encode_texts(tokenizer, TEXTS), tmp_path / "cut", SETTINGS)
     set_seed(99)
-    report = train_model(new_model(tokenizer), tokenizer, TEXTS, tmp_path / "cut", SETTINGS)
+    report = train_model(new_model(tokenizer), tokenizer, encode_texts(tokenizer, TEXTS), tmp_path / "cut", SETTINGS)
     assert [step for step, _ in report.training_curve] == list(range(1, 9))
     whole, resumed = (GPTForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
     assert_same_weights(resumed, whole)
@@ -282,5 +283,7 @@ def test_a_run_with_experts_reports_their_load(tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 200
     tokenizer = train_tokenizer([text], 300)
     model = make_model("mixtral", vocab_size=300).train()
-    report = train_model(model, tokenizer, [text], tmp_path, RunSettings(context=16, steps=4, batch_size=4))
+    report = train_model(
+        model, tokenizer, encode_texts(tokenizer, [text]), tmp_path, RunSettings(context=16, steps=4, batch_size=4)
+    )
     assert len(report.max_violations) == 1
