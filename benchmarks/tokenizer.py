@@ -111,7 +111,7 @@ def compression(files: list[Path], vocabularies: Path) -> dict[str, dict[str, fl
     rows = {}
     for file in files:
         text = file.read_text("utf-8", "ignore")
-        rows[file.name] = {name: len(text.encode()) / len(each.encode(text)) for name, each in encoders.items()}
+        rows[file.name] = {name: len(text.encode()) / len(each.encode([text])[0]) for name, each in encoders.items()}
     return rows
 
 

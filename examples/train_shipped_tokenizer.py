@@ -4,7 +4,7 @@
 
 Text and code are in packages that PyPI, npm and Debian publish, by address and SHA-256; they are downloaded to --cache
 once. With them go the standard library of this Python, and the books in --books, in folders `en` and `zh`; those of the
-shipped tokenizer are listed in its README. What was read is written to README.md beside the tokenizer.
+shipped tokenizer are listed in its README. What was read is written to SOURCES.md beside the tokenizer.
 """
 
 import argparse
@@ -232,19 +232,17 @@ def size_of(pieces: list[str]) -> int:
     return sum(len(piece.encode()) for piece in pieces)
 
 
-def read_everything(books: Path, cache: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Kind, name and pieces of each part."""
+def read_everything(books: Path, cache: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Kind, name, SHA-256 and pieces of each part."""
     for path in sorted(books.glob("*/*.txt")):
         kind = {"en": "English", "zh": "Chinese"}[path.parent.name]
-        yield kind, path.name, spread(plain(path.read_bytes()), BOOKS.get(path.stem, 9), SHARES[kind])
-    yield (
-        "code",
-        f"the standard library of Python {platform.python_version()}",
-        spread(standard_library(), 2.5, SHARES["code"]),
-    )
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        yield kind, path.name, sha256, spread(plain(path.read_bytes()), BOOKS.get(path.stem, 9), SHARES[kind])
+    library = f"the standard library of Python {platform.python_version()}"
+    yield "code", library, "", spread(standard_library(), 2.5, SHARES["code"])
     for source in sources():
         pieces = spread(texts_of(source, cache), source.megabytes, SHARES[source.kind])
-        yield source.kind, file_name(source), pieces * source.times
+        yield source.kind, file_name(source), source.sha256, pieces * source.times
 
 
 def main() -> None:
@@ -254,10 +252,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
-    pieces, rows = [], ["| kind | from | MB |", "|---|---|--:|"]
-    for kind, name, part in read_everything(arguments.books, arguments.cache):
+    pieces, rows = [], ["| kind | from | MB | SHA-256 |", "|---|---|--:|---|"]
+    for kind, name, sha256, part in read_everything(arguments.books, arguments.cache):
         pieces += part
-        rows.append(f"| {kind} | {name} | {size_of(part) / 1e6:.2f} |")
+        rows.append(f"| {kind} | {name} | {size_of(part) / 1e6:.2f} | {sha256[:16]} |")
         print(rows[-1], flush=True)
     tokenizer = train_tokenizer(
         pieces,

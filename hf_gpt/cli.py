@@ -483,7 +483,7 @@ def print_bytes_per_token(
             if counts["bytes"] > 1_000_000:
                 break
             counts["bytes"] += len(piece.text.encode())
-            counts.update({name: len(encoder.encode(piece.text)) for name, encoder in encoders.items()})
+            counts.update({name: len(encoder.encode([piece.text])[0]) for name, encoder in encoders.items()})
         if counts["bytes"]:
             table.add_row(file.name, *(f"{counts['bytes'] / counts[name]:.2f}" for name in encoders))
             total += counts

@@ -12,14 +12,17 @@ from transformers import PreTrainedTokenizerFast
 from .bpe_files import to_bytes
 from .tokenization import SPLIT_PATTERNS, merge_ranks
 
+# A special token to tiktoken's engine alone. It does not overlap with itself, so it is found only where it was put.
+_BETWEEN_TEXTS = "<|between two texts|>"
+
 
 class Encoder(NamedTuple):
     """One of two engines with identical ids; several threads may use it at a time."""
 
     engine: str
     """`tiktoken`, several times as fast, or `tokenizers`."""
-    encode: Callable[[str], np.ndarray]
-    """Ids, of `dtype`. What looks like a special token is encoded as the text that it is."""
+    encode: Callable[[list[str]], list[np.ndarray]]
+    """Ids of each text, of `dtype`. What looks like a special token is encoded as the text that it is."""
     dtype: np.dtype
     """The smallest that holds every id."""
     divisible: bool
@@ -30,15 +33,18 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
     """The fastest engine that is installed and exact for this tokenizer, or the one that is asked for.
 
     Raises:
-        ValueError: an unknown engine, or one that would give other ids.
+        ValueError: an unknown engine, or one that would give other ids; a tokenizer of plain Python.
         ImportError: tiktoken is asked for and not installed.
     """
     if engine not in (None, "tiktoken", "tokenizers"):
         raise ValueError(f"engine={engine!r}: expected tiktoken or tokenizers")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json: expected a fast tokenizer")
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     split_pattern = _split_pattern(stored)
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
-    divisible = split_pattern is not None or (stored["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+    stages = [(stored[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
+    divisible = split_pattern is not None or stages == ["BertNormalizer", "BertPreTokenizer"]  # GPT-1
     if engine == "tokenizers" or (engine is None and find_spec("tiktoken") is None):
         return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
     try:
@@ -51,23 +57,41 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
         raise ValueError(f"tiktoken's engine cannot stand in for this tokenizer: {error}") from error
 
 
-def _by_tiktoken(stored: dict[str, Any], pattern: str, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+def _by_tiktoken(stored: dict[str, Any], pattern: str, dtype: np.dtype) -> Callable[[list[str]], list[np.ndarray]]:
     try:
         import tiktoken
     except ImportError as error:
         raise ImportError("tiktoken's engine is not installed: pip install 'hf_gpt[fast]'") from error
     ranks = {to_bytes(token): rank for token, rank in merge_ranks(stored).items()}
-    # One special token, of whatever name, keeps its search from matching everywhere; none is ever allowed.
-    encoding = tiktoken.Encoding("hf_gpt", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|>": len(ranks)})
-    return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)
+    between = max(ranks.values()) + 1
+    encoding = tiktoken.Encoding(
+        "hf_gpt", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_BETWEEN_TEXTS: between}
+    )
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        together = _BETWEEN_TEXTS.join(texts)  # one call, in which other threads run
+        if together.count(_BETWEEN_TEXTS) >= len(texts) > 1:  # a text has it too
+            return [ids for text in texts for ids in encode([text])]
+        allowed = {_BETWEEN_TEXTS} if len(texts) > 1 else set()
+        ids = encoding.encode_to_numpy(together, allowed_special=allowed, disallowed_special=())
+        ends = np.flatnonzero(ids == between)
+        starts = [0, *(ends + 1).tolist()]
+        ids = ids.astype(dtype)
+        return [ids[start:end] for start, end in zip(starts, [*ends.tolist(), len(ids)], strict=True)]
+
+    return encode
 
 
-def _by_tokenizers(tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+def _by_tokenizers(tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> Callable[[list[str]], list[np.ndarray]]:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # as text
-    return lambda text: np.array(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids, dtype)
+    return lambda texts: [
+        np.array(each.ids, dtype) for each in backend.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 def _split_pattern(stored: dict[str, Any]) -> str | None:

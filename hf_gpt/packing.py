@@ -18,7 +18,8 @@ class TokenBlocks(Dataset):
 
     A row has `input_ids` and `labels`, int64, each (block_size,). With `separate_documents` it also has `position_ids`
     that begin anew with each document: our models, and those of transformers, then attend within a document alone, and
-    the label of its first token, which nothing announces, is left out.
+    the label of its first token, which nothing announces, is left out. A batch must have no attention mask then: a
+    Trainer with a `processing_class` adds one, unless it is given `data_collator=default_data_collator`.
 
     Args:
         tokens: a folder that `hf-gpt tokenize` wrote, or what `encode_texts` returned. Files are mapped, not read.
@@ -79,6 +80,7 @@ class TokenBlocks(Dataset):
 
     def unigram_entropy(self) -> float:
         """Of the tokens, in nats: the loss of a model that knows how often each occurs, and nothing else."""
-        most = max(int(shard.max()) for shard in self.tokens.shards if len(shard))
-        counts = sum(np.bincount(shard, minlength=most + 1) for shard in self.tokens.shards)
+        parts = [part for shard in self.tokens.shards for part in np.array_split(shard, len(shard) // 2**20 + 1)]
+        most = max(int(part.max(initial=0)) for part in parts)
+        counts = sum(np.bincount(part, minlength=most + 1) for part in parts)
         return torch.distributions.Categorical(torch.from_numpy(counts).double()).entropy().item()

@@ -227,15 +227,15 @@ def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
 def _encode(pieces: list[Piece], encoder: Encoder, eos: int) -> tuple[np.ndarray, np.ndarray]:
     """All tokens, and where documents end among them."""
     end = np.array([eos], encoder.dtype)
-    parts, ends, length = [], [], 0
-    for piece in pieces:
-        parts.append(encoder.encode(piece.text))
-        length += len(parts[-1])
+    parts, ends, length = [end[:0]], [], 0
+    for piece, ids in zip(pieces, encoder.encode([piece.text for piece in pieces]), strict=True):
+        parts.append(ids)
+        length += len(ids)
         if piece.ends_document:
             parts.append(end)
             length += 1
             ends.append(length)
-    return np.concatenate([end[:0], *parts]), np.array(ends, np.int64)
+    return np.concatenate(parts), np.array(ends, np.int64)
 
 
 class _Writer:

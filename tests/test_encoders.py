@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -23,7 +24,17 @@ def test_both_engines_give_the_ids_of_the_tokenizer(pattern, text):
     for engine in ("tiktoken", "tokenizers"):
         encoder = build_encoder(tokenizer, engine)
         assert encoder.engine == engine
-        assert encoder.encode(text).tolist() == expected
+        assert encoder.encode([text])[0].tolist() == expected
+
+
+@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_texts_together_have_the_ids_of_each(engine, count):
+    encoder = build_encoder(TOKENIZERS["gpt2"], engine)
+    tricky = [TEXT, "", " <|", "<|between two texts|>", "between two texts|> <|between two texts|>"]
+    for texts in itertools.permutations(tricky, count):
+        ids = encoder.encode([*texts])
+        assert [each.tolist() for each in ids] == [TOKENIZERS["gpt2"](text)["input_ids"] for text in texts]
 
 
 @pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
@@ -31,7 +42,7 @@ def test_no_text_becomes_a_control_token(engine):
     tokenizer = load_tokenizer()
     encoder = build_encoder(tokenizer, engine)
     for token in tokenizer.all_special_tokens:
-        ids = encoder.encode(f"a{token}b {token}")
+        ids = encoder.encode([f"a{token}b {token}"])[0]
         assert not {*ids.tolist()} & {*tokenizer.all_special_ids}
         assert tokenizer.decode(ids) == f"a{token}b {token}"
 
@@ -41,7 +52,7 @@ def test_the_smallest_type_that_holds_every_id(size, dtype):
     tokenizer = train_tokenizer([TEXT], 300)
     tokenizer.add_tokens([f"<{number}>" for number in range(300, size)])
     assert build_encoder(tokenizer).dtype == dtype
-    assert build_encoder(tokenizer).encode("x").dtype == dtype
+    assert build_encoder(tokenizer).encode(["x"])[0].dtype == dtype
 
 
 def changed(change) -> PreTrainedTokenizerFast:
@@ -86,7 +97,7 @@ def test_tiktoken_stands_in_only_where_it_is_exact(change):
     tokenizer = changed(change)
     encoder = build_encoder(tokenizer)
     assert encoder.engine == "tokenizers"
-    assert encoder.encode(TEXT).tolist() == tokenizer(TEXT)["input_ids"]
+    assert encoder.encode([TEXT])[0].tolist() == tokenizer(TEXT)["input_ids"]
     with pytest.raises(ValueError, match="tiktoken's engine cannot stand in for this tokenizer: expected"):
         build_encoder(tokenizer, "tiktoken")
 
@@ -99,7 +110,7 @@ def test_a_stock_byte_level_tokenizer_is_known_too():
 
     encoder = build_encoder(changed(use_the_built_in_pattern))
     assert (encoder.engine, encoder.divisible) == ("tiktoken", True)
-    assert encoder.encode(TEXT).tolist() == TOKENIZERS["gpt2"](TEXT)["input_ids"]
+    assert encoder.encode([TEXT])[0].tolist() == TOKENIZERS["gpt2"](TEXT)["input_ids"]
 
 
 def test_without_tiktoken(monkeypatch):

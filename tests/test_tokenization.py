@@ -7,16 +7,21 @@ from base64 import b64encode
 from bisect import bisect_left, bisect_right
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiktoken
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken_ext import openai_public
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer, PreTrainedTokenizerFast, TextStreamer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_gpt.bpe_files import to_bytes
+from hf_gpt.encoders import build_encoder
+from hf_gpt.pieces import cut
 from hf_gpt.tokenization import (
     ENCODINGS,
     SPECIAL_TOKENS,
@@ -445,7 +450,10 @@ def test_ids_of_gpt2():
 
 @published
 def test_ids_of_gpt1():
-    assert ids_of(tokenizer_from_vocab_and_merges(*GPT1)) == ids_of(openai_gpt_tokenizer(*GPT1))
+    ours, theirs = tokenizer_from_vocab_and_merges(*GPT1), openai_gpt_tokenizer(*GPT1)
+    assert ids_of(ours) == ids_of(theirs)
+    real = [path.read_text("utf-8")[:100_000] for path in sorted(PUBLISHED.parent.glob("text/*/*.txt"))]
+    assert ids_of(ours, real) == ids_of(theirs, real)
 
 
 @pytest.fixture(scope="module", params=ENCODINGS)
@@ -453,22 +461,50 @@ def encoding(request) -> tuple[str, PreTrainedTokenizerFast]:
     return request.param, tokenizer_from_tiktoken(PUBLISHED / f"{request.param}.tiktoken", request.param)
 
 
-@published
-def test_ids_of_tiktoken(encoding, monkeypatch):
-    reason = "tiktoken, to compare with, is not installed"
-    tiktoken = pytest.importorskip("tiktoken", reason=reason)
-    openai_public = pytest.importorskip("tiktoken_ext.openai_public", reason=reason)
-    name, ours = encoding
+@pytest.fixture(scope="module")
+def theirs(encoding) -> "tiktoken.Encoding":
+    """tiktoken's own definition of the encoding, and its patterns, with the ranks at hand."""
+    name, _ = encoding
     load = openai_public.load_tiktoken_bpe
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # no copy in the folder for temporary files
-    monkeypatch.setattr(
-        openai_public, "load_tiktoken_bpe", lambda url, **checks: load(str(PUBLISHED / Path(url).name), **checks)
-    )
-    theirs = tiktoken.Encoding(**openai_public.ENCODING_CONSTRUCTORS[name]())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # no copy in the folder for temporary files
+        patch.setattr(
+            openai_public, "load_tiktoken_bpe", lambda url, **checks: load(str(PUBLISHED / Path(url).name), **checks)
+        )
+        return tiktoken.Encoding(**openai_public.ENCODING_CONSTRUCTORS[name]())
+
+
+@published
+def test_ids_of_tiktoken(encoding, theirs):
+    _, ours = encoding
     assert ids_of(ours) == theirs.encode_ordinary_batch(MIXED)
     assert set(ours.all_special_tokens) == theirs.special_tokens_set
     text = "x".join(sorted(theirs.special_tokens_set))
     assert ours(text)["input_ids"] == theirs.encode(text, allowed_special="all")
+    assert ours(text, split_special_tokens=True)["input_ids"] == theirs.encode_ordinary(text)
+
+
+@published
+def test_ids_of_tiktoken_on_fuzzed_text(encoding, theirs):
+    _, ours = encoding
+
+    @given(text=any_text | st.text(st.characters(categories=["L", "N", "M", "Z", "P"]) | st.sampled_from("'sStTlL \n")))
+    @settings(max_examples=1000, deadline=None, derandomize=True)
+    def same(text):
+        assert ours(text, split_special_tokens=True)["input_ids"] == theirs.encode_ordinary(text)
+
+    same()
+
+
+@published
+def test_ids_of_tiktoken_on_real_text(encoding, theirs):
+    """All of the texts, whole to tiktoken, in pieces to ours."""
+    _, ours = encoding
+    encoder = build_encoder(ours, "tokenizers")
+    for path in sorted(PUBLISHED.parent.glob("text/*/*.txt")):
+        text = path.read_bytes().decode()
+        ids = np.concatenate([encoder.encode([piece])[0] for piece in cut(text)])
+        assert np.array_equal(ids, theirs.encode_to_numpy(text, disallowed_special=())), path.name
 
 
 @published
