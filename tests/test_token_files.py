@@ -203,10 +203,10 @@ print(peak() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
 def test_memory_does_not_grow_with_a_document(tmp_path):
-    """A document of 150 MB takes less than a third of that."""
+    """A document of 60 MB takes less than two thirds of that; read at once it would take twice as much."""
     with (tmp_path / "large.txt").open("w") as file:
-        for _ in range(150):
+        for _ in range(60):
             file.write("the cat sat on the mat, " * 41_667)
     arguments = [sys.executable, "-c", MEMORY, str(tmp_path / "large.txt"), str(tmp_path / "tokens")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 50_000
+    assert int(done.stdout) < 40_000
