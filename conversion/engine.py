@@ -234,7 +234,7 @@ def _translate(checkpoint: Checkpoint, all_pieces: list[Piece], config: GPTConfi
 
 def _unfinished(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> AbstractContextManager[Path]:
     """A new folder, or that of an earlier run of the very same conversion, which was interrupted."""
-    files = state_of([file for file in source.iterdir() if file.is_file()])
+    files = state_of(sorted(file for file in source.iterdir() if file.is_file()))
     return resumable_folder(out, {"files": files, "target": target, "shards": max_shard_size, "version": __version__})
 
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
-from ..tokenization import tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
+from ..tokenization import ENCODINGS, tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
 from .storage import read_json
 
 TOKENIZER = "tokenizer.json"
@@ -32,16 +32,19 @@ def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
         options: of `AutoTokenizer.from_pretrained`.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none, or it is damaged.
+        ValueError: a file of ranks does not have the name of its encoding.
     """
     path = Path(name)
     if path.suffix == ".tiktoken" and path.is_file():
+        if path.stem not in ENCODINGS:
+            raise ValueError(f"{path}: expected the name of an encoding, {', '.join(ENCODINGS)}")
         return tokenizer_from_tiktoken(path, path.stem)
     if path.is_dir() and not (path / TOKENIZER).is_file() and (tokenizer := _build(path)) is not None:
         return tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more precise
         raise OSError(f"{name} is no folder with a tokenizer, and no tokenizer on the Hub: {error}") from error
 
 

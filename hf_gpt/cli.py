@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedTokenizerFast,
     TextStreamer,
     set_seed,
 )
@@ -36,7 +35,7 @@ from .conversion.sources import locate
 from .conversion.tokenizers import open_tokenizer
 from .corpus import read_dataset, read_files, standard_library_documentation
 from .documents import read_documents
-from .encoders import build_encoder
+from .encoders import Encoder, build_encoder
 from .folders import new_folder
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
 from .token_files import SHARD_TOKENS, skipped_documents, tokenize_files
@@ -57,7 +56,7 @@ MOST_RELATIVE_DIFFERENCE = 1e-3  # between the logits of a model and of its conv
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More text files.", show_default=False)]
 Text = Annotated[list[Path] | None, typer.Option(metavar="FILE...", help="Text files, UTF-8.", show_default=False)]
-Corpus = Annotated[list[Path], typer.Argument(help="Text, .jsonl or .parquet, perhaps .gz; UTF-8.")]
+Corpus = Annotated[list[Path], typer.Argument(help="Text (.gz), .jsonl (.gz) or .parquet; UTF-8.")]
 Column = Annotated[str, typer.Option(help="Where a row of .jsonl or .parquet has its document.")]
 Out = Annotated[Path, typer.Option(help="Folder to write. It must be new, or empty.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of the same settings.")]
@@ -193,9 +192,9 @@ def train_tokenizer_command(
         tokenizer.save_pretrained(folder)
     print_skipped(skipped)
     console.print(f"{out}: {len(tokenizer):,} tokens")
-    compared = {str(out): tokenizer}
-    with suppress(OSError):
-        compared[against] = open_tokenizer(against, local_files_only=True)
+    compared = {str(out): build_encoder(tokenizer)}
+    with suppress(OSError, ValueError):
+        compared[against] = build_encoder(open_tokenizer(against, local_files_only=True))
     print_bytes_per_token(compared, files, column)
 
 
@@ -204,7 +203,10 @@ def tokenize_command(
     files: Corpus,
     out: Out,
     tokenizer: Annotated[
-        str, typer.Option(help="Folder or Hub id of a tokenizer, or a .tiktoken file; the one that ships otherwise.")
+        str,
+        typer.Option(
+            help="Folder or Hub id of a tokenizer, or a file like o200k_base.tiktoken; otherwise the one that ships."
+        ),
     ] = SHIPPED,
     column: Column = "text",
     engine: Annotated[
@@ -470,11 +472,8 @@ def print_skipped(skipped: list[str], most: int = 5) -> None:
         console.print(f"skipped: {len(skipped):,} documents in all", style="yellow")
 
 
-def print_bytes_per_token(
-    tokenizers: dict[str, PreTrainedTokenizerFast], files: list[Path], column: str, most_files: int = 20
-) -> None:
+def print_bytes_per_token(encoders: dict[str, Encoder], files: list[Path], column: str, most_files: int = 20) -> None:
     """A table; of each file, what is in the first megabyte or so."""
-    encoders = {name: build_encoder(tokenizer) for name, tokenizer in tokenizers.items()}
     table = Table("bytes in a token", *encoders)
     total = Counter()
     for file in files[:most_files]:
@@ -485,10 +484,11 @@ def print_bytes_per_token(
             counts["bytes"] += len(piece.text.encode())
             counts.update({name: len(encoder.encode([piece.text])[0]) for name, encoder in encoders.items()})
         if counts["bytes"]:
-            table.add_row(file.name, *(f"{counts['bytes'] / counts[name]:.2f}" for name in encoders))
+            table.add_row(file.name, *(f"{counts['bytes'] / max(1, counts[name]):.2f}" for name in encoders))
             total += counts
-    table.add_row("all", *(f"{total['bytes'] / total[name]:.2f}" for name in encoders), style="bold")
-    console.print(table)
+    if total["bytes"]:
+        table.add_row("all", *(f"{total['bytes'] / max(1, total[name]):.2f}" for name in encoders), style="bold")
+        console.print(table)
 
 
 def parse_fields(assignments: list[str]) -> dict[str, Any]:

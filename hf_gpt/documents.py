@@ -10,6 +10,14 @@ from typing import BinaryIO, NamedTuple
 
 from .pieces import cut, last_boundary
 
+try:
+    from pyarrow import ArrowInvalid
+except ImportError:  # the extra `data` is not installed
+
+    class ArrowInvalid(Exception):
+        pass
+
+
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -27,8 +35,8 @@ class Piece(NamedTuple):
 def read_documents(path: Path, column: str = "text", position: int = 0, *, whole: bool = False) -> Iterator[Piece]:
     """The documents of a file, decoded as UTF-8, line ends as they are.
 
-    A `.jsonl` or `.parquet` file has a document in `column` of each row; any other file is one document. A `.gz` is
-    read through. Memory holds a document of a row, or a piece of a text file.
+    A `.jsonl` or `.parquet` file has a document in `column` of each row; any other file is one document. Text and
+    `.jsonl` may be compressed, `.gz`. Memory holds a document of a row, or a piece of a text file.
 
     Args:
         position: where to go on, as an earlier piece said.
@@ -40,15 +48,15 @@ def read_documents(path: Path, column: str = "text", position: int = 0, *, whole
     """
     try:
         yield from _read(path, column, position, whole)
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, ArrowInvalid) as error:
         raise OSError(f"{path} is damaged: {error}") from error
 
 
 def _read(path: Path, column: str, position: int, whole: bool) -> Iterator[Piece]:
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind == ".parquet":
+    if path.suffix == ".parquet":
         yield from _rows(path, _read_parquet(path, column, position), whole)
         return
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         if position == 0 and kind != ".jsonl" and (flaw := _flaw(file)):
             yield Piece("", True, None, f"{path} {flaw}")
@@ -85,7 +93,7 @@ class _Row(NamedTuple):
 
 def _rows(path: Path, rows: Iterator[_Row], whole: bool) -> Iterator[Piece]:
     for row in rows:
-        flaw = row.flaw or _flaw_of_value(row.text)
+        flaw = row.flaw or flaw_of(row.text) or ("" if row.text else "is empty")
         if flaw:
             yield Piece("", True, row.position, f"{path}, {row.name} {flaw}")
             continue
@@ -101,7 +109,7 @@ def _read_lines(file: BinaryIO, column: str, position: int) -> Iterator[_Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield _Row(name, None, position, "is not JSON")
             continue
         if isinstance(row, dict) and column in row:
@@ -117,7 +125,8 @@ def _read_parquet(path: Path, column: str, position: int) -> Iterator[_Row]:
         raise ImportError("reading Parquet needs the package pyarrow: pip install 'hf_gpt[data]'") from error
     with parquet.ParquetFile(path) as file:
         if column not in file.schema_arrow.names:
-            raise ValueError(f"{path} has no column {column!r}: expected one of {', '.join(file.schema_arrow.names)}")
+            yield _Row("all rows", None, 0, f"has no column {column!r}, but {', '.join(file.schema_arrow.names)}")
+            return
         number = 0
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for value in batch.column(0):
@@ -126,11 +135,10 @@ def _read_parquet(path: Path, column: str, position: int) -> Iterator[_Row]:
                     yield _Row(f"row {number}", value.as_py(), number)
 
 
-def _flaw_of_value(value: object) -> str:
+def flaw_of(value: object) -> str:
+    """What keeps a value from being text that can be encoded, if anything."""
     if not isinstance(value, str):
         return f"is no text but {type(value).__name__}"
-    if not value:
-        return "is empty"
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -16,13 +16,16 @@ from .tokenization import SPLIT_PATTERNS, merge_ranks
 _BETWEEN_TEXTS = "<|between two texts|>"
 
 
+Encode = Callable[[list[str]], list[np.ndarray]]
+
+
 class Encoder(NamedTuple):
     """One of two engines with identical ids; several threads may use it at a time."""
 
     engine: str
     """`tiktoken`, several times as fast, or `tokenizers`."""
-    encode: Callable[[list[str]], list[np.ndarray]]
-    """Ids of each text, of `dtype`. What looks like a special token is encoded as the text that it is."""
+    encode: Encode
+    """Ids of each text, 32-bit. What looks like a special token is encoded as the text that it is."""
     dtype: np.dtype
     """The smallest that holds every id."""
     divisible: bool
@@ -33,7 +36,8 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
     """The fastest engine that is installed and exact for this tokenizer, or the one that is asked for.
 
     Raises:
-        ValueError: an unknown engine, or one that would give other ids; a tokenizer of plain Python.
+        ValueError: an unknown engine, or one that would give other ids; a tokenizer of plain Python, or one to which
+            some text is a control token.
         ImportError: tiktoken is asked for and not installed.
     """
     if engine not in (None, "tiktoken", "tokenizers"):
@@ -42,22 +46,41 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
         raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json: expected a fast tokenizer")
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     split_pattern = _split_pattern(stored)
-    dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
+    special_alone = all(token["special"] for token in stored["added_tokens"])
     stages = [(stored[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
-    divisible = split_pattern is not None or stages == ["BertNormalizer", "BertPreTokenizer"]  # GPT-1
+    gpt1 = stages == ["BertNormalizer", "BertPreTokenizer"]
+    encoder = Encoder(
+        "tokenizers",
+        _by_tokenizers(tokenizer),
+        dtype=np.min_scalar_type(max(tokenizer.get_vocab().values())),
+        divisible=special_alone and (split_pattern is not None or gpt1),
+    )
+    _refuse_control_tokens_from_text(tokenizer, encoder)
     if engine == "tokenizers" or (engine is None and find_spec("tiktoken") is None):
-        return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
+        return encoder
     try:
-        if split_pattern is None or not all(token["special"] for token in stored["added_tokens"]):
+        if split_pattern is None or not special_alone:
             raise ValueError("expected one of OpenAI's split patterns, no normalizer, and special tokens alone")
-        return Encoder("tiktoken", _by_tiktoken(stored, split_pattern, dtype), dtype, divisible)
+        return encoder._replace(engine="tiktoken", encode=_by_tiktoken(stored, split_pattern, encoder.encode))
     except ValueError as error:
         if engine is None:
-            return Encoder("tokenizers", _by_tokenizers(tokenizer, dtype), dtype, divisible)
+            return encoder
         raise ValueError(f"tiktoken's engine cannot stand in for this tokenizer: {error}") from error
 
 
-def _by_tiktoken(stored: dict[str, Any], pattern: str, dtype: np.dtype) -> Callable[[list[str]], list[np.ndarray]]:
+def _refuse_control_tokens_from_text(tokenizer: PreTrainedTokenizerFast, encoder: Encoder) -> None:
+    """Where a special token is a word of the vocabulary, as in some that are not of bytes, or has another's role."""
+    control = {*tokenizer.all_special_ids}
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        control -= {tokenizer.unk_token_id}
+    texts = [*tokenizer.all_special_tokens, "\U0010fffd"]  # the last is unknown, if anything is
+    for text, ids in zip(texts, encoder.encode(texts), strict=True):
+        if found := control & {*ids.tolist()}:
+            names = tokenizer.convert_ids_to_tokens(sorted(found))
+            raise ValueError(f"the text {text!r} would become {names}: expected special tokens that no text becomes")
+
+
+def _by_tiktoken(stored: dict[str, Any], pattern: str, otherwise: Encode) -> Encode:
     try:
         import tiktoken
     except ImportError as error:
@@ -75,23 +98,27 @@ def _by_tiktoken(stored: dict[str, Any], pattern: str, dtype: np.dtype) -> Calla
         if together.count(_BETWEEN_TEXTS) >= len(texts) > 1:  # a text has it too
             return [ids for text in texts for ids in encode([text])]
         allowed = {_BETWEEN_TEXTS} if len(texts) > 1 else set()
-        ids = encoding.encode_to_numpy(together, allowed_special=allowed, disallowed_special=())
+        try:
+            ids = encoding.encode_to_numpy(together, allowed_special=allowed, disallowed_special=())
+        except ValueError:  # a million blanks on end are too many for its regular expressions
+            return otherwise(texts)
         ends = np.flatnonzero(ids == between)
         starts = [0, *(ends + 1).tolist()]
-        ids = ids.astype(dtype)
         return [ids[start:end] for start, end in zip(starts, [*ends.tolist(), len(ids)], strict=True)]
 
     return encode
 
 
-def _by_tokenizers(tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> Callable[[list[str]], list[np.ndarray]]:
+def _by_tokenizers(tokenizer: PreTrainedTokenizerFast) -> Encode:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # as text
-    return lambda texts: [
-        np.array(each.ids, dtype) for each in backend.encode_batch_fast(texts, add_special_tokens=False)
-    ]
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        return [np.array(each.ids, np.uint32) for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode
 
 
 def _split_pattern(stored: dict[str, Any]) -> str | None:

@@ -43,7 +43,7 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
         yield partial
     except BaseException:
         if mine and (worth_keeping is None or not (partial / worth_keeping).exists()):
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     if out.exists():
         out.rmdir()
@@ -70,11 +70,11 @@ def resumable_folder(out: Path | str, description: dict[str, Any]) -> Iterator[P
         try:
             yield folder
         except ValueError:
-            (folder / JOURNAL).unlink()
+            shutil.rmtree(folder)
             raise
-        (folder / JOURNAL).unlink()
+    (Path(out) / JOURNAL).unlink()
 
 
-def state_of(files: list[Path]) -> dict[str, list[int]]:
-    """Size and time of each file: whether it is still what it was."""
-    return {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+def state_of(files: list[Path]) -> list[list[Any]]:
+    """Name, size and time of each file, in order: whether they are still what they were."""
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -25,11 +25,13 @@ class TokenBlocks(Dataset):
         tokens: a folder that `hf-gpt tokenize` wrote, or what `encode_texts` returned. Files are mapped, not read.
 
     Raises:
-        ValueError: there is not one whole row, or a file is damaged.
+        ValueError: there is not one whole row, the block size is none, or a file is damaged.
         FileNotFoundError: it is no folder of tokens.
     """
 
     def __init__(self, tokens: Tokens | Path | str, block_size: int, *, separate_documents: bool = False) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size={block_size}: expected at least 1")
         self.tokens = tokens if isinstance(tokens, Tokens) else open_tokens(tokens)
         self.block_size = block_size
         self.separate_documents = separate_documents
@@ -66,11 +68,13 @@ class TokenBlocks(Dataset):
         return np.concatenate(parts).astype(np.int64)
 
     def split(self, fraction: float) -> tuple[Dataset, Dataset]:
-        """All rows but, and, evenly spread ones: `fraction` of them, at least one.
+        """All rows but, and, evenly spread ones: `fraction` of them, half at most and one at least.
 
         Raises:
-            ValueError: there are fewer than two rows.
+            ValueError: there are fewer than two rows, or the fraction is larger than a half.
         """
+        if not 0 <= fraction <= 0.5:
+            raise ValueError(f"fraction={fraction}: expected 0 to 0.5")
         if len(self) < 2:
             raise ValueError("the text fills a single row: expected at least two, one of them to evaluate on")
         every = min(len(self), max(2, round(1 / fraction))) if fraction else len(self)

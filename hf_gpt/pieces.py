@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 PIECE = 16_384  # characters; the engines slow down on texts that are much longer
 
 # After a letter or digit, before a blank or punctuation, every split pattern ends a word; but o200k's keep an
-# apostrophe, and marks belong to their letter.
-_BOUNDARY = re.compile(r"(?<=[^\W_])(?=[\s!-&(-/:-@\[-`{-~、。!(),:;?])")
+# apostrophe, marks belong to their letter, and GPT-1's leave out form feeds and the like.
+_BOUNDARY = re.compile(r"(?<=[^\W_])(?=[ \t\r\n!-&(-/:-@\[-`{-~、。!(),:;?])")
 
 
 def cut(text: str, size: int = PIECE) -> Iterator[str]:

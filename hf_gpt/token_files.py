@@ -26,7 +26,7 @@ import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from transformers import PreTrainedTokenizerFast
 
-from .documents import Piece, read_documents
+from .documents import Piece, flaw_of, read_documents
 from .encoders import Encoder, build_encoder
 from .folders import resumable_folder, state_of
 
@@ -92,8 +92,13 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> To
     """Tokens of documents, in memory. What looks like a special token is encoded as the text that it is.
 
     Raises:
-        ValueError: the tokenizer has no end-of-text token.
+        ValueError: a text is none, or the tokenizer has no end-of-text token, or one that text can become.
     """
+    if isinstance(texts, str):
+        raise ValueError("expected a list of texts, got one text")
+    texts = list(texts)
+    if flaws := [f"text {number} {flaw}" for number, text in enumerate(texts) if (flaw := flaw_of(text))]:
+        raise ValueError(flaws[0])
     encoder, eos = build_encoder(tokenizer), _end_of_text(tokenizer)
     tokens, ends = _encode([Piece(text, True, None) for text in texts], encoder, eos)
     return Tokens([tokens], ends)
@@ -106,7 +111,7 @@ def open_tokens(folder: Path | str) -> Tokens:
         FileNotFoundError: it is no such folder, or a shard is missing.
         ValueError: a shard is not as long as it should be.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     index = read_index(folder)
     shards = [_map(folder / shard_name(number), index.dtype, length) for number, length in enumerate(index.shards)]
     return Tokens(shards, _map(folder / DOCUMENTS, "<i8", index.documents), folder)
@@ -135,10 +140,10 @@ def tokenize_files(
 
     What looks like a special token in a document is encoded as the text that it is. Documents that are empty or not
     UTF-8 text are skipped, counted, and named in `skipped.jsonl`. Memory does not grow with the corpus, nor with a
-    document in a text file, where the tokenizer cuts text as GPT-1, GPT-2, GPT-4 or GPT-4o do.
+    document in a text file that has blanks, where the tokenizer cuts text as GPT-1, GPT-2, GPT-4 or GPT-4o do.
 
     Args:
-        files: text, one document each, or `.jsonl` and `.parquet`, one document in each row; perhaps `.gz`.
+        files: text or `.txt.gz`, one document each; `.jsonl`, `.jsonl.gz` or `.parquet`, a document in each row.
         out: folder to write, new or empty. It appears when it is complete.
         column: where a row has its document.
         engine: `tiktoken` or `tokenizers`; by default the faster that is installed. The ids are the same.
@@ -146,8 +151,8 @@ def tokenize_files(
         shard_tokens: tokens after which a new file begins. An interrupted run has lost no more.
 
     Raises:
-        ValueError: the tokenizer has no end-of-text token, no document could be read, or the engine would give other
-            ids.
+        ValueError: the tokenizer has no end-of-text token, or one that text can become; no document could be read; the
+            engine would give other ids.
         OSError: files are missing or damaged, `out` holds something, or the disk is full.
     """
     paths = [Path(file) for file in files]
@@ -203,6 +208,7 @@ def _groups(paths: list[Path], start: Place, column: str, whole: bool) -> Iterat
         for piece in read_documents(path, column, position, whole=whole):
             if piece.flaw:
                 group.flaws.append(piece.flaw)
+                size += len(piece.flaw)
             else:
                 group.pieces.append(piece)
                 size += len(piece.text)
@@ -226,7 +232,7 @@ def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 def _encode(pieces: list[Piece], encoder: Encoder, eos: int) -> tuple[np.ndarray, np.ndarray]:
     """All tokens, and where documents end among them."""
-    end = np.array([eos], encoder.dtype)
+    end = np.array([eos], np.uint32)
     parts, ends, length = [end[:0]], [], 0
     for piece, ids in zip(pieces, encoder.encode([piece.text for piece in pieces]), strict=True):
         parts.append(ids)
@@ -235,7 +241,7 @@ def _encode(pieces: list[Piece], encoder: Encoder, eos: int) -> tuple[np.ndarray
             parts.append(end)
             length += 1
             ends.append(length)
-    return np.concatenate(parts), np.array(ends, np.int64)
+    return np.concatenate(parts).astype(encoder.dtype), np.array(ends, np.int64)
 
 
 class _Writer:
@@ -307,6 +313,8 @@ def _map(path: Path, dtype: str, length: int) -> np.ndarray:
 def _keep(path: Path, size: int) -> None:
     """Take back what was written after the last shard that is whole."""
     path.touch()
+    if path.stat().st_size < size:
+        raise ValueError(f"{path} is damaged: expected {size} bytes, got {path.stat().st_size}")
     os.truncate(path, size)
 
 

@@ -245,6 +245,15 @@ def test_train_tokenizer_without_gpt2_at_hand(run, text, tmp_path, monkeypatch):
     assert "gpt2" not in printed
 
 
+def test_train_tokenizer_of_many_files_that_are_empty(run, text, tmp_path):
+    empty = [tmp_path / f"{number}.txt" for number in range(20)]
+    for file in empty:
+        file.touch()
+    status, printed, _ = run("train-tokenizer", *empty, text, "--out", tmp_path / "out", "--vocab-size", 280)
+    assert status == 0
+    assert "skipped: 20 documents in all" in printed
+
+
 def test_train_tokenizer_refuses(run, text, tmp_path):
     out = ("--out", tmp_path / "out")
     assert refuses(run("train-tokenizer", text, *out, "--vocab-size", 9), "vocab_size=9: expected")

@@ -112,11 +112,16 @@ def test_a_tokenizer_is_opened_in_any_form(trained, write, tmp_path):
 def test_a_file_of_ranks_is_opened(trained, tmp_path):
     tokenizer_to_tiktoken(trained, tmp_path / "r50k_base.tiktoken")
     assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
+    (tmp_path / "r50k_base.tiktoken").rename(tmp_path / "mine.tiktoken")
+    with pytest.raises(ValueError, match=r"mine\.tiktoken: expected the name of an encoding, r50k_base"):
+        open_tokenizer(tmp_path / "mine.tiktoken")
 
 
 def test_no_tokenizer_to_open(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "tokenizer.json").write_text("{}")
+    for name in (tmp_path, tmp_path / "none", tmp_path / "junk", "nobody/nothing"):
         with pytest.raises(OSError, match="is no folder with a tokenizer, and no tokenizer on the Hub"):
             open_tokenizer(name, local_files_only=True)
 

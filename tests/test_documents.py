@@ -117,6 +117,7 @@ def test_rows_that_hold_no_text(tmp_path):
         '{"text": ""}',
         '{"text": "\\ud800"}',
         '{"text": "c"}',
+        "[" * 200_000,
     ]
     path.write_text("\n".join(rows))
     pieces = list(read_documents(path))
@@ -129,6 +130,7 @@ def test_rows_that_hold_no_text(tmp_path):
         "byte 33 is no text but NoneType",
         "byte 48 is empty",
         "byte 61 is not Unicode: character 0 is half a surrogate pair",
+        "byte 94 is not JSON",
     ]
 
 
@@ -144,8 +146,11 @@ def test_bad_files(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"damaged\.txt\.gz is damaged"):
         list(read_documents(tmp_path / "damaged.txt.gz"))
     path, _ = write_parquet(tmp_path, ["a"])
-    with pytest.raises(ValueError, match="has no column 'body': expected one of text"):
-        list(read_documents(path, column="body"))
+    (piece,) = read_documents(path, column="body")
+    assert piece.flaw == f"{path}, all rows has no column 'body', but text"
+    (tmp_path / "damaged.parquet").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"damaged\.parquet is damaged"):
+        list(read_documents(tmp_path / "damaged.parquet"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[data\]'"):
         list(read_documents(path))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_gpt.encoders import build_encoder
@@ -52,7 +52,6 @@ def test_the_smallest_type_that_holds_every_id(size, dtype):
     tokenizer = train_tokenizer([TEXT], 300)
     tokenizer.add_tokens([f"<{number}>" for number in range(300, size)])
     assert build_encoder(tokenizer).dtype == dtype
-    assert build_encoder(tokenizer).encode(["x"])[0].dtype == dtype
 
 
 def changed(change) -> PreTrainedTokenizerFast:
@@ -83,8 +82,6 @@ def add_a_word(tokenizer):
 
 
 def split_at_blanks(tokenizer):
-    from tokenizers import pre_tokenizers
-
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -103,8 +100,6 @@ def test_tiktoken_stands_in_only_where_it_is_exact(change):
 
 
 def test_a_stock_byte_level_tokenizer_is_known_too():
-    from tokenizers import pre_tokenizers
-
     def use_the_built_in_pattern(tokenizer):
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
@@ -121,6 +116,44 @@ def test_without_tiktoken(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tiktoken", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[fast\]'"):
         build_encoder(TOKENIZERS["gpt2"], "tiktoken")
+
+
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+@pytest.mark.parametrize("blanks", [" ", "\n", " \t"])
+def test_more_blanks_than_tiktoken_can_take(pattern, blanks):
+    text = "a" + blanks * 1_100_000 + "b"
+    fast, slow = (build_encoder(TOKENIZERS[pattern], engine) for engine in ("tiktoken", "tokenizers"))
+    for texts in ([text], ["x", text, "y"]):
+        assert all(np.array_equal(a, b) for a, b in zip(fast.encode(texts), slow.encode(texts), strict=True))
+
+
+def of_words(vocab: list[str], **roles) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocab)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: of_words(["<unk>", "</s>", "a"], eos_token="</s>", unk_token="<unk>"), "</s>"),
+        (lambda: of_words(["<unk>", "a"], eos_token="<unk>", unk_token="<unk>"), "<unk>"),
+        (lambda: load_tokenizer(eos_token="."), "."),
+        (lambda: load_tokenizer(pad_token="!"), "!"),
+    ],
+)
+def test_a_tokenizer_to_which_text_is_a_control_token_is_refused(make, text):
+    with pytest.raises(ValueError, match=rf"the text {text!r} would become .* expected special tokens that no text"):
+        build_encoder(make())
+
+
+def test_an_unknown_word_is_no_control_token():
+    encoder = build_encoder(of_words(["<unk>", "a"], unk_token="<unk>"))
+    assert encoder.encode(["a b"])[0].tolist() == [1, 0]
+
+
+def test_a_tokenizer_with_words_of_its_own_is_not_cut():
+    assert not build_encoder(changed(add_a_word)).divisible
 
 
 def test_an_unknown_engine():

@@ -72,6 +72,10 @@ def test_too_little_text():
         TokenBlocks(numbered(), 64)
     with pytest.raises(ValueError, match="expected at least two"):
         TokenBlocks(numbered(), 40).split(0.1)
+    with pytest.raises(ValueError, match="block_size=0: expected at least 1"):
+        TokenBlocks(numbered(), 0)
+    with pytest.raises(ValueError, match=r"fraction=0\.7: expected 0 to 0\.5"):
+        TokenBlocks(numbered(), 4).split(0.7)
 
 
 @pytest.fixture(scope="module")

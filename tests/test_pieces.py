@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hf_gpt.pieces import cut, sample_evenly
 from hf_gpt.tokenization import SPLIT_PATTERNS, train_tokenizer
@@ -13,6 +14,26 @@ TRICKY = (
     "红楼梦，第一回。「こんにちは」 안녕 e\u0301 ê̄. नमस्ते, ½ ² Ⅷ ٣\u00a0\u2028\u3000\x1c\x85 ſ's 🐈‍⬛! ǅ'x "
 )
 TOKENIZERS = {pattern: train_tokenizer([TRICKY * 3], 400, pattern) for pattern in SPLIT_PATTERNS}
+
+
+def word_level():
+    """GPT-1's normalizer and words, whose normalizer drops control characters."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=2000))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator([TRICKY], trainers.WordPieceTrainer(show_progress=False, special_tokens=["[UNK]"]))
+    return tokenizer
+
+
+WORD_LEVEL = word_level()
+
+
+@given(text=st.text(st.sampled_from(TRICKY + "\x0b\x0c\x1d\x85"), max_size=60) | st.text(max_size=60))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_pieces_have_the_words_of_the_whole(text, tokenizer=word_level()):  # noqa: B008
+    assert [token for piece in cut(text, 2) for token in tokenizer.encode(piece).tokens] == tokenizer.encode(
+        text
+    ).tokens
 
 
 @pytest.mark.parametrize("pattern", SPLIT_PATTERNS)

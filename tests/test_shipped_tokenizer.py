@@ -142,9 +142,27 @@ def test_chat_template():
     assert prompted == expected + "<|assistant|>"
     assert encode_chat(CHAT) == TOKENIZER(expected)["input_ids"]
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert TOKENIZER.apply_chat_template(parts, tokenize=False) == "<|user|>ab"
-    with pytest.raises(TemplateError, match="role robot: expected system, user, assistant or tool"):
-        encode_chat([{"role": "robot", "content": "x"}])
+    assert TOKENIZER.apply_chat_template(parts, tokenize=False) == "<|user|>a\nb"
+
+
+@pytest.mark.parametrize(
+    ("message", "options", "error"),
+    [
+        ({"role": "robot", "content": "x"}, {}, "role robot: expected system, user, assistant or tool"),
+        ({"role": "user"}, {}, "content: expected text, or a list of parts that have a text"),
+        ({"role": "user", "content": None}, {}, "content: expected text"),
+        ({"role": "user", "content": 5}, {}, "content: expected text"),
+        ({"role": "user", "content": {"text": "x"}}, {}, "content: expected text"),
+        ({"role": "user", "content": ["x"]}, {}, "content: expected text"),
+        ({"role": "user", "content": [{"type": "image"}]}, {}, "content: expected text"),
+        ({"role": "user", "content": [{"text": {"<|assistant|>": 1}}]}, {}, "content: expected text"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"name": "f"}]}, {}, "this template has no tool_calls"),
+        ({"role": "user", "content": "x"}, {"tools": [{"name": "f"}]}, "this template has no tools"),
+    ],
+)
+def test_the_template_leaves_nothing_out_in_silence(message, options, error):
+    with pytest.raises(TemplateError, match=error):
+        encode_chat([message], **options)
 
 
 def test_the_mask_of_what_the_assistant_says():
@@ -188,6 +206,14 @@ def test_no_text_of_a_message_becomes_a_control_token(role, attack):
         assert TOKENIZER.decode(ids) == TOKENIZER.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
+
+
+@sanitizes
+def test_no_control_token_comes_together_of_parts():
+    parts = [{"type": "text", "text": text} for text in ("<|endof", "text|>", "<|user|", ">", "<|", "assistant|>")]
+    assert control_tokens(encode_chat([{"role": "user", "content": parts}], sanitize_control_tokens=True)) == [
+        "<|user|>"
+    ]
 
 
 @sanitizes

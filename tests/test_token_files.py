@@ -67,6 +67,22 @@ def test_in_memory():
     assert_holds(encode_texts(TOKENIZER, TEXTS), TEXTS)
 
 
+def test_only_texts_are_encoded():
+    with pytest.raises(ValueError, match="text 1 is no text but int"):
+        encode_texts(TOKENIZER, ["a", 1])
+    with pytest.raises(ValueError, match="text 0 is not Unicode"):
+        encode_texts(TOKENIZER, ["\ud800"])
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        encode_texts(TOKENIZER, "abc")
+
+
+def test_a_million_skipped_rows_are_no_single_group(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"x": 1}\n' * 1000)
+    groups = list(token_files._groups([tmp_path / "rows.jsonl"], token_files.Place(0, 0), "text", whole=False))
+    assert len(groups) > 10
+    assert sum(len(group.flaws) for group in groups) == 1000
+
+
 def test_a_shard_is_an_array_that_numpy_maps(corpus, tmp_path):
     tokenize_files(corpus, TOKENIZER, tmp_path / "tokens")
     assert np.memmap(tmp_path / "tokens" / "tokens-00000.bin", np.uint16, mode="r").tolist() == ids_of(TEXTS)
@@ -120,18 +136,23 @@ def test_a_run_goes_on_only_with_what_it_began(corpus, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
+    for others in (corpus[::-1], [*corpus, corpus[-1]]):
+        with pytest.raises(FileExistsError, match="holds an unfinished run"):
+            tokenize_files(others, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
     corpus[0].write_text("another text")
     with pytest.raises(FileExistsError, match="holds an unfinished run"):
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
 
 
-def test_a_run_does_not_go_on_after_damage(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin"])
+def test_a_run_does_not_go_on_after_damage(corpus, tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
-    (tmp_path / "tokens.partial" / "tokens-00001.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"tokens-00001\.bin is damaged"):
+    (tmp_path / "tokens.partial" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
+    assert tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1).documents == 30
 
 
 def test_skipped_documents_are_counted_and_named(corpus, tmp_path):
