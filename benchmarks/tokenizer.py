@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 
 if "--cores" in sys.argv:  # before any pool of threads is made
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[sys.argv.index("--cores") + 1])])
+    os.sched_setaffinity(0, json.loads(sys.argv[sys.argv.index("--cores") + 1]))
 
 import tiktoken
 from measure import machine, medians, report
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GPT2Tokenizer
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from hf_gpt.bpe_files import read_merges, read_vocab, to_bytes
 from hf_gpt.encoders import build_encoder
@@ -56,9 +56,7 @@ def speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) 
     ours = tokenizer_from_vocab_and_merges(vocab_file, merges_file)
     vocab = read_vocab(vocab_file)
     peer = GPT2Tokenizer(vocab=vocab, merges=list(read_merges(merges_file, vocab)))
-    stored = json.loads(ours.backend_tokenizer.to_str())
-    ranks = {to_bytes(token): rank for token, rank in merge_ranks(stored).items()}
-    engine = tiktoken.Encoding("gpt2", pat_str=SPLIT_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    engine = tiktoken_of(ours)
 
     with tempfile.TemporaryDirectory() as folder:
         corpus, out = Path(folder, "corpus.jsonl"), Path(folder, "tokens")
@@ -78,6 +76,20 @@ def speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) 
         )
     slow = megabytes_of(eighth) / seconds.pop("GPT2TokenizerFast, a batch")
     return {name: size / value for name, value in seconds.items()} | {"GPT2TokenizerFast, a batch": slow}
+
+
+def tiktoken_of(tokenizer: PreTrainedTokenizerFast) -> tiktoken.Encoding:
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    ranks = {to_bytes(token): rank for token, rank in merge_ranks(stored).items()}
+    return tiktoken.Encoding("gpt2", pat_str=SPLIT_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+
+
+def peer_speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) -> float:
+    texts = documents(files, megabytes)[::2]
+    ours = tokenizer_from_vocab_and_merges(vocabularies / "encoder.json", vocabularies / "vocab.bpe")
+    engine = tiktoken_of(ours)
+    seconds = medians({"peer": lambda: [engine.encode_ordinary(text) for text in texts]}, rounds)
+    return megabytes_of(texts) / seconds["peer"]
 
 
 def training(files: list[Path], megabytes: float, rounds: int) -> dict[str, dict[str, float]]:
@@ -115,6 +127,19 @@ def compression(files: list[Path], vocabularies: Path) -> dict[str, dict[str, fl
     return rows
 
 
+def rates_of(command: list[str], cores: list[list[int]]) -> list:
+    """What the command prints on its last line, of one process for each list of cores, all at a time."""
+    allowed = sorted(os.sched_getaffinity(0))
+    processes = [
+        subprocess.Popen(
+            [*command, "--cores", json.dumps([allowed[n] for n in each])], stdout=subprocess.PIPE, text=True
+        )
+        for each in cores
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    return [json.loads(text.splitlines()[-1]) for text in printed]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
@@ -123,19 +148,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["speed", "training", "compression"])
     parser.add_argument("--megabytes", type=float, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cores", help=argparse.SUPPRESS)
+    parser.add_argument("--peer-alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cores:
-        print(json.dumps(speed(arguments.files, arguments.vocabularies, arguments.megabytes, arguments.rounds)))
+        measure = peer_speed if arguments.peer_alone else speed
+        print(json.dumps(measure(arguments.files, arguments.vocabularies, arguments.megabytes, arguments.rounds)))
         return
 
     if "speed" in arguments.only:
         again = [sys.executable, __file__, *map(str, arguments.files), "--vocabularies", str(arguments.vocabularies)]
         again += ["--megabytes", str(arguments.megabytes), "--rounds", str(arguments.rounds)]
-        rates = {}
-        for cores in (1, 2):
-            done = subprocess.run([*again, "--cores", str(cores)], stdout=subprocess.PIPE, text=True, check=True)
-            rates[cores] = json.loads(done.stdout.splitlines()[-1])
+        rates = {1: rates_of(again, [[0]])[0], 2: rates_of(again, [[0, 1]])[0]}
+        # What the machine allows: the peer twice, side by side, with nothing in common but the machine.
+        apart = rates_of([*again, "--peer-alone"], [[0], [1]])
+        rates[1]["tiktoken, two processes"] = rates_of([*again, "--peer-alone"], [[0]])[0]
+        rates[2]["tiktoken, two processes"] = sum(apart)
         print(f"{'MB/s':32}{'one core':>10}{'two':>10}{'ratio':>8}")
         for name in rates[1]:
             one, two = rates[1][name], rates[2][name]
