@@ -161,6 +161,7 @@ def tokenize_files(
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens={shard_tokens}: expected at least 1")
     encoder, eos = build_encoder(tokenizer, engine), _end_of_text(tokenizer)
+    threads = threads or available_cores()
     description = {
         "files": state_of(paths),
         "column": column,
@@ -173,12 +174,12 @@ def tokenize_files(
         dtype = encoder.dtype.newbyteorder("<").str
         with (
             _Writer(folder, TokenIndex(dtype, eos), shard_tokens) as writer,
-            ThreadPoolExecutor(threads or available_cores()) as pool,
+            ThreadPoolExecutor(threads) as pool,
             _progress(paths, show_progress) as show,
         ):
             groups = _groups(paths, writer.index.place, column, whole=not encoder.divisible)
             tasks = ((group, pool.submit(_encode, group.pieces, encoder, eos)) for group in groups)
-            for group, task in _ahead(tasks, 2 * pool._max_workers):
+            for group, task in _ahead(tasks, 2 * threads):
                 writer.write(group, *task.result())
                 show(group.place)
             writer.finish()
