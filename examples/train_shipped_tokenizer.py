@@ -29,21 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_gpt.pieces import cut
-from hf_gpt.tokenization import (
-    CHAT_ROLES,
-    FINE_TUNING,
-    RESERVED,
-    SHIPPED,
-    SPECIAL_TOKENS,
-    train_tokenizer,
-)
+from hf_gpt.tokenization import CHAT_ROLES, FINE_TUNING, RESERVED, SHIPPED, SPECIAL_TOKENS, train_tokenizer
 
 SPLIT_PATTERN = "cl100k"
-SHARES = {
-    "English": 1.0,
-    "Chinese": 0.25,
-    "code": 0.4,
-}  # so that English, which needs most words, does as well as GPT-2
+# Of what was read, so that English, which has the most words, does as well as it does.
+SHARES = {"English": 1.0, "Chinese": 0.25, "code": 0.4}
 BOOKS = {"songci": 1.5, "yuanqu": 1.5}  # megabytes, where not all
 
 

@@ -5,18 +5,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .pieces import cut, last_boundary
-
-try:
-    from pyarrow import ArrowInvalid
-except ImportError:  # the extra `data` is not installed
-
-    class ArrowInvalid(Exception):
-        pass
-
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -48,7 +41,7 @@ def read_documents(path: Path, column: str = "text", position: int = 0, *, whole
     """
     try:
         yield from _read(path, column, position, whole)
-    except (EOFError, zlib.error, ArrowInvalid) as error:
+    except (EOFError, zlib.error) as error:
         raise OSError(f"{path} is damaged: {error}") from error
 
 
@@ -120,19 +113,20 @@ def _read_lines(file: BinaryIO, column: str, position: int) -> Iterator[_Row]:
 
 def _read_parquet(path: Path, column: str, position: int) -> Iterator[_Row]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
         raise ImportError("reading Parquet needs the package pyarrow: pip install 'hf_gpt[data]'") from error
-    with parquet.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            yield _Row("all rows", None, 0, f"has no column {column!r}, but {', '.join(file.schema_arrow.names)}")
-            return
-        number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for value in batch.column(0):
-                number += 1
-                if number > position:
-                    yield _Row(f"row {number}", value.as_py(), number)
+    try:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                yield _Row("all rows", None, 0, f"has no column {column!r}, but {', '.join(file.schema_arrow.names)}")
+                return
+            batches = file.iter_batches(batch_size=256, columns=[column])
+            values = (value for batch in batches for value in batch.column(0))
+            for number, value in islice(enumerate(values, start=1), position, None):
+                yield _Row(f"row {number}", value.as_py(), number)
+    except ArrowInvalid as error:
+        raise OSError(f"{path} is damaged: {error}") from error
 
 
 def flaw_of(value: object) -> str:

@@ -44,14 +44,15 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
         raise ValueError(f"engine={engine!r}: expected tiktoken or tokenizers")
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json: expected a fast tokenizer")
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    serialized = tokenizer.backend_tokenizer.to_str()
+    stored = json.loads(serialized)
     split_pattern = _split_pattern(stored)
     special_alone = all(token["special"] for token in stored["added_tokens"])
     stages = [(stored[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
     gpt1 = stages == ["BertNormalizer", "BertPreTokenizer"]
     encoder = Encoder(
         "tokenizers",
-        _by_tokenizers(tokenizer),
+        _by_tokenizers(serialized),
         dtype=np.min_scalar_type(max(tokenizer.get_vocab().values())),
         divisible=special_alone and (split_pattern is not None or gpt1),
     )
@@ -109,8 +110,8 @@ def _by_tiktoken(stored: dict[str, Any], pattern: str, otherwise: Encode) -> Enc
     return encode
 
 
-def _by_tokenizers(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+def _by_tokenizers(serialized: str) -> Encode:
+    backend = Tokenizer.from_str(serialized)
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # as text

@@ -6,6 +6,7 @@ import pytest
 
 from hf_gpt import documents
 from hf_gpt.documents import read_documents
+from hf_gpt.pieces import PIECE
 
 LONG = "to be, or not to be: \r\n红楼梦。\t" * 4000
 
@@ -73,7 +74,7 @@ def test_no_piece_is_long(written):
     path, texts = written
     pieces = list(read_documents(path))
     assert len(pieces) > len(texts)
-    assert max(len(piece.text) for piece in pieces) <= documents.cut.__defaults__[0]
+    assert max(len(piece.text) for piece in pieces) <= PIECE
 
 
 def test_reading_goes_on_where_a_piece_says(written):
