@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_masks import Chosen, Pieces
 from .configuration_gpt import GPTConfig
-from .linear import Linear
+from .linear import Linear, project_together
 from .norms import build_norm
 from .positions import build_rotation, keep
 from .sparse_attention import Batch, Piece, attend_by_pieces
@@ -130,9 +130,11 @@ class GPTAttention(nn.Module):
         """(B, T, hidden_size) to the same, and the attention probabilities where the implementation has them."""
         batch_and_length = hidden_states.shape[:-1]
         by_head = (*batch_and_length, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)  # (B, heads, T, head_dim)
-        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)  # (B, kv_heads, T, head_dim)
-        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
+        query, key, value = (
+            states.view(by_head) for states in project_together(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        )
+        query = self.q_norm(query).transpose(1, 2)  # (B, heads, T, head_dim)
+        key, value = self.k_norm(key).transpose(1, 2), value.transpose(1, 2)  # (B, kv_heads, T, head_dim)
         query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

@@ -322,6 +322,10 @@ class GPTConfig(PreTrainedConfig):
     configuration without experts has no such attribute."""
 
     # --- training ------------------------------------------------------------------------------------------------
+    label_smoothing: float = probability()
+    """Share of each label that the loss gives to all of the vocabulary alike, in training (Szegedy et al. 2016)."""
+    lm_z_loss_coef: float = coefficient(0.0)
+    """Weight in training of the square of the logarithm of the vocabulary's partition function (PaLM: 1e-4)."""
     embedding_dropout: float = probability()
     """Dropout on the sum of token and position embeddings."""
     residual_dropout: float = probability()

@@ -1,39 +1,132 @@
-"""The linear layer of every projection: nn.Linear, and oneDNN's matrix product where PyTorch does not choose it."""
+"""The linear layer of every projection: nn.Linear, by oneDNN on a CPU."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 # What inductor compiles a linear layer to on a CPU. It has no backward, and no kernel in builds without oneDNN.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def suits_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Float32 on a CPU; in bfloat16 PyTorch takes oneDNN itself."""
+PLAIN_TYPES = (torch.Tensor, nn.Parameter)
+
+
+def is_plain(*operands: torch.Tensor | None) -> bool:
+    """Neither quantised, nor sharded, nor fake; and nobody looks on who wants to see each operation."""
+    return (
+        all(each is None or type(each) in PLAIN_TYPES for each in operands)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
+    """Plain tensors on a CPU, in a precision that oneDNN has."""
     return (
         ONEDNN_LINEAR is not None
-        and states.dtype == weight.dtype == torch.float32
-        and states.device.type == "cpu"
-        and type(states) is torch.Tensor  # neither quantised, nor sharded, nor fake
-        and type(weight) in (nn.Parameter, torch.Tensor)
-        and not torch.is_autocast_enabled("cpu")
+        and dtype in ONEDNN_DTYPES
+        and all(each is None or each.device.type == "cpu" for each in operands)
+        and is_plain(*operands)
     )
 
 
 def matmul(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(n, m) times (m, k), and a bias, (k,); for where no gradient is recorded."""
-    if suits_onednn(left, right):
+    """(..., n) times (n, m), and a bias, (m,); by oneDNN where no gradient is recorded."""
+    if not torch.is_grad_enabled() and left.dtype == right.dtype and suits_onednn(left.dtype, left, right):
         return ONEDNN_LINEAR(left, right.t(), bias, "none", [], "")
-    return left @ right if bias is None else torch.addmm(bias, left, right)
+    return left @ right if bias is None else left @ right + bias
+
+
+def weight_gradient(gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """(N, out) and (N, in) to (out, in); by what is faster (benchmarks/RESULTS.md)."""
+    if gradient.dtype == torch.float32 and gradient.shape[1] <= states.shape[1]:
+        return matmul(gradient.t(), states)
+    return gradient.t() @ states
+
+
+def compute_dtype(states: torch.Tensor) -> torch.dtype:
+    """The precision in which matrices are multiplied: that of autocast, where it is on."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """x W^T + b, where W may stand in several parts, one below the other: one product, and one for each gradient.
+
+    Under autocast a weight is cast when it is needed, and not kept.
+    """
+
+    @staticmethod
+    def forward(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
+        """(..., in), weights of (out, in) and as many biases, (out,), to (..., sum of out)."""
+        weight, bias = joined(parameters, states.dtype)
+        return matmul(states, weight.t(), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, *parameters = ctx.saved_tensors
+        weights, biases = halves(parameters)
+        needs_states, *needed = ctx.needs_input_grad
+        to_states, to_weights, to_biases = None, [None] * len(weights), [None] * len(weights)
+        if needs_states:
+            to_states = matmul(gradient, joined(parameters, gradient.dtype)[0])
+        gradient, states = gradient.flatten(0, -2), states.flatten(0, -2)
+        rows = [len(weight) for weight in weights]
+        if any(needed[: len(weights)]):
+            to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
+        if any(needed[len(weights) :]):
+            to_biases = gradient.sum(dim=0, dtype=biases[0].dtype).split(rows)
+        given = (*to_weights, *to_biases)
+        return to_states, *(each if need else None for each, need in zip(given, needed, strict=True))
+
+
+def halves(parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    middle = len(parameters) // 2
+    return parameters[:middle], parameters[middle:]
+
+
+def joined(
+    parameters: Sequence[torch.Tensor | None], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights, and then biases, as one of each."""
+    weight, bias = (
+        None if part[0] is None else (part[0] if len(part) == 1 else torch.cat(part)).to(dtype)
+        for part in halves(parameters)
+    )
+    return weight, bias
 
 
 class Linear(nn.Linear):
     """x W^T + b.
 
-    In float32 without gradients a CPU takes oneDNN: 1.1 to 2 times as fast as the BLAS that `F.linear` calls, from one
-    row to a thousand (benchmarks/RESULTS.md).
+    On a CPU it takes oneDNN: in float32 1.1 to 2 times as fast as the BLAS that `F.linear` calls, from one row to a
+    thousand (benchmarks/RESULTS.md).
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not suits_onednn(states, self.weight):
+        if not suits_onednn(dtype := compute_dtype(states), states, self.weight, self.bias):
             return super().forward(states)
-        return ONEDNN_LINEAR(states, self.weight, self.bias, "none", [], "")
+        return OneDNNLinear.apply(states.to(dtype), self.weight, self.bias)
+
+
+def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:
+    """What each of several layers makes of the same states; where gradients are recorded, in one product."""
+    if torch.is_grad_enabled() and all(map(is_bare, layers)):
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        if suits_onednn(dtype := compute_dtype(states), states, *weights, *biases):
+            joint = OneDNNLinear.apply(states.to(dtype), *weights, *biases)
+            return joint.split([len(weight) for weight in weights], dim=-1)
+    return [layer(states) for layer in layers]
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """A linear layer that nothing is wrapped round: its call would do no more than multiply."""
+    wrapped = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+    return type(layer) in (Linear, nn.Linear) and not wrapped

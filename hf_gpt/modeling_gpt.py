@@ -37,9 +37,10 @@ from .attention_masks import create_attention_masks
 from .balancing import Balance, measure_balance, weighted_losses
 from .caches import expect_tokens, shape_cache
 from .configuration_gpt import OWN_PATTERNS, GPTConfig
+from .embedding import Embedding
 from .experts import Experts
 from .linear import Linear
-from .losses import per_item
+from .losses import Terms, language_model_loss, per_item
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
 from .positions import build_positions, check_indices, keep
@@ -251,7 +252,7 @@ class GPTModel(GPTPreTrainedModel):
         super().__init__(config)
         width, embedding = config.hidden_size, config.embedding_size
         projected = width != embedding
-        self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
+        self.embed_tokens = Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
         self.project_in = Linear(embedding, width, bias=False) if projected else nn.Identity()
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
@@ -444,13 +445,17 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GPTCausalLMOutput:
         """Predict the token after each one; the arguments are those of `GPTModel`, and:
 
         Args:
             labels: (B, T), usually `input_ids`; -100 is ignored. Shifted here, so that position t predicts t + 1.
+                Without any that count, the mean is NaN, as in PyTorch.
             logits_to_keep: make logits of the last so many positions only (0: of all), or of these indices.
+            skip_logits: make no logits, only the loss, whose memory then does not depend on the length. By default in
+                training with labels.
 
         Returns:
             `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels. Of a
@@ -466,11 +471,12 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = lm_loss = None
+        hidden_states, logits, loss, lm_loss = outputs.last_hidden_state, None, None, None
+        if not self.skips_logits(skip_logits, labels):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
-            lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            lm_loss = self.compute_loss(hidden_states, logits, labels, **kwargs)
             targets = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
             loss = self.add_balance(lm_loss, balance, targets, kwargs.get("num_items_in_batch"))
         outputs = GPTCausalLMOutput(
@@ -485,6 +491,26 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             outputs.lm_loss = lm_loss
             outputs.tokens_per_expert, outputs.aux_loss, outputs.z_loss = balance
         return outputs
+
+    def skips_logits(self, asked: bool | None, labels: torch.Tensor | None) -> bool:
+        """Whether only the loss is to be made: as asked, or else in training. A loss function of the user's own
+        (`model.loss_function = ...`) needs the logits."""
+        if asked is not None and asked and labels is None:
+            raise ValueError("skip_logits=True without labels: there would be nothing to return")
+        if hasattr(self, "_loss_function") or labels is None:
+            return False
+        return self.training if asked is None else asked
+
+    def compute_loss(
+        self, hidden_states: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        """The loss of the language model, from the logits if they are there."""
+        if hasattr(self, "_loss_function"):
+            return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        terms = Terms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else Terms()
+        whole = logits is not None and logits.shape[1] == hidden_states.shape[1]
+        head, states = (keep, logits) if whole else (self.lm_head, hidden_states)
+        return language_model_loss(head, states, labels, terms=terms, vocab_size=self.config.vocab_size, **kwargs)
 
 
 class GPTTaskModel(GPTHeadModel):
