@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from hf_gpt.linear import matmul
+
 
 def alternate(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> dict[str, float]:
     """Seconds of each, medians of `rounds` alternating calls after one to warm up, and ours divided by the peer's."""
@@ -45,6 +47,15 @@ def added_gigabytes(call: Callable[[], object]) -> float:
 
 def _status(name: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1e6
+
+
+def gemm_rate(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 768, 3072)) -> float:
+    """What this machine multiplies at most, in floating-point operations a second."""
+    rows, inner, columns = size
+    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    with torch.no_grad():
+        seconds = [medians({"product": lambda: matmul(left, right.t())}, 9)["product"] for _ in range(3)]
+    return 2 * rows * inner * columns / min(seconds)
 
 
 def machine() -> dict[str, str | int]:

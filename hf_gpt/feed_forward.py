@@ -5,7 +5,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
-from .linear import Linear
+from .linear import Linear, project_together
 
 # Names of one function: the first is written out in transformers, a stored tensor for each step of its formula.
 SAME_FUNCTION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
@@ -67,7 +67,8 @@ class GatedMLP(nn.Module):
         self.combine = GATES[config.mlp_type](config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.combine(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        gate, up = project_together(hidden_states, self.gate_proj, self.up_proj)
+        return self.down_proj(self.combine(gate, up))
 
 
 def build_mlp(config: GPTConfig, inner: int) -> nn.Module:
