@@ -11,6 +11,7 @@ the model is built: forward passes do not ask.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ from .caches import expect_tokens, shape_cache
 from .configuration_gpt import OWN_PATTERNS, GPTConfig
 from .embedding import Embedding
 from .experts import Experts
-from .linear import Linear
+from .linear import PACKED, Linear, PackedWeights
 from .losses import Terms, language_model_loss, per_item
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
@@ -422,7 +423,19 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @wraps(GenerationMixin.generate)
+    def generate(self, *args, **kwargs):
+        token = PACKED.set(None)
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            PACKED.reset(token)  # with what was packed for it
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        mask = model_kwargs.get("attention_mask")
+        written = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
+        if generation_config.max_length - written >= PackedWeights.WORTH:
+            PACKED.set(PackedWeights())
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         shape_cache(self.config, cache)
