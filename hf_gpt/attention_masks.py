@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .attention_patterns import Banded, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
+from .attention_patterns import Banded, Dense, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
 from .caches import FixedLayer, layer_of, logical_positions
 from .configuration_gpt import LAYER_TYPES, OWN_PATTERNS, GPTConfig
 from .sparse_attention import Piece, Span
@@ -56,6 +56,13 @@ class Tokens(NamedTuple):
     mask: torch.Tensor | None  # (B, past + T), True where there is a token; None where there is no padding
     sequences: torch.Tensor | None  # (B, T), the number of each token's packed sequence; None where none are packed
     spans: list[tuple[int, int, int]] | None  # row, first slot, last + 1 of each sequence; None where unknown
+
+    def fill_rows(self) -> bool:
+        """Each row is one sequence without a past, which causal attention serves as it is; or nobody knows."""
+        if self.spans is None or int(self.past):
+            return self.spans is None
+        length = self.mask.shape[1] if self.mask is not None else None
+        return self.sequences is None and (length is None or all(stop - start == length for _, start, stop in self.spans))
 
     def positions(self) -> torch.Tensor:
         """Logical positions of all slots, -1 for padding. (B, past + T)"""
@@ -104,6 +111,11 @@ def create_attention_masks(
     with _eager_block_masks(config, inputs_embeds.device):
         for name in patterns:
             layer_idx = config.attention_patterns.index(name)
+            if name == "dense" and gains_from_pieces(config, inputs_embeds):
+                tokens = tokens or find_tokens(inputs_embeds, attention_mask, past_key_values, position_ids)
+                if not tokens.fill_rows():
+                    masks[name] = cut(Dense(), tokens, offset=0)
+                    continue
             if name == "dense" or "flash" in config._attn_implementation:
                 make = create_sliding_window_causal_mask if name == "banded" else create_causal_mask
                 masks[name] = make(**common, layer_idx=layer_idx)
@@ -112,6 +124,14 @@ def create_attention_masks(
                 tokens = find_tokens(inputs_embeds, attention_mask, past_key_values, position_ids)
             masks[name] = sparse_mask(build_pattern(config, name), tokens, layer_idx, **common)
     return masks
+
+
+def gains_from_pieces(config: GPTConfig, inputs_embeds: torch.Tensor) -> bool:
+    """Whether the kernels of the CPU may take dense rows apart, which otherwise need a mask of length by length: rows
+    with padding, packed ones, and chunks after a past."""
+    drops = config.attention_dropout and torch.is_grad_enabled()
+    on_cpu = inputs_embeds.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and config._attn_implementation == "sdpa" and inputs_embeds.shape[1] >= SHORTEST and not drops
 
 
 def check_width(

@@ -35,6 +35,15 @@ class Dense(NamedTuple):
         """How many keys a dynamic cache holds after `length` tokens."""
         return length
 
+    def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(query - key, dtype=torch.bool)
+
+    def pieces(self, keys: int, queries: int) -> list[Piece]:
+        """All keys of the past, and the triangle."""
+        past = keys - queries
+        own = Piece(whole(0, queries), whole(past, keys), causal=True, adds=past > 0)
+        return [Piece(whole(0, queries), whole(0, past)), own] if past else [own]
+
 
 class Banded(NamedTuple):
     """q - k < window: GPT-Neo's local layers, GPT-3's locally banded ones, gpt-oss's sliding ones."""

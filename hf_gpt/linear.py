@@ -109,12 +109,12 @@ class PackedWeights:
     WORTH = 24  # readings that pay for the packing
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor | None] | None] = {}
+        self.kept: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None] | None] = {}
         self.bytes = 0
 
     def of(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weights, and then as many biases, as one of each; None where there is no room."""
-        key = id(parameters[0])
+        key = tuple(map(id, parameters))
         if key not in self.kept:
             weight, bias = joined(parameters, torch.bfloat16)
             self.bytes += weight.nbytes
@@ -127,15 +127,20 @@ class PackedWeights:
 PACKED: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=None)
 
 
+def reads_packed(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Few rows in bfloat16, while generate() runs."""
+    if torch.compiler.is_compiling() or PACKED.get() is None:
+        return False
+    return states.dtype == weight.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
+
+
 def project(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
     """x W^T + b by oneDNN, where it suits: weights, and then as many biases, as in `OneDNNLinear`."""
     dtype = compute_dtype(states)
     states = states.to(dtype)
     if torch.is_grad_enabled():
         return OneDNNLinear.apply(states, *parameters)
-    kept = None
-    if (packed := PACKED.get()) is not None and parameters[0].dtype == dtype == torch.bfloat16:
-        kept = packed.of(parameters) if states.numel() <= packed.ROWS * states.shape[-1] else None
+    kept = PACKED.get().of(parameters) if reads_packed(states, parameters[0]) else None
     weight, bias = kept or joined(parameters, dtype)
     return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
 
@@ -156,8 +161,7 @@ class Linear(nn.Linear):
 def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:
     """What each of several layers makes of the same states; in one product where one weight for all is at hand or
     worth making: for gradients, and packed."""
-    joint = torch.is_grad_enabled() or (PACKED.get() is not None and states.dtype == torch.bfloat16)
-    if joint and all(map(is_bare, layers)):
+    if all(map(is_bare, layers)) and (torch.is_grad_enabled() or reads_packed(states, layers[0].weight)):
         parameters = [*[layer.weight for layer in layers], *[layer.bias for layer in layers]]
         if suits_onednn(compute_dtype(states), states, *parameters):
             return project(states, *parameters).split([layer.out_features for layer in layers], dim=-1)

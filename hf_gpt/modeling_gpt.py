@@ -48,6 +48,9 @@ from .positions import build_positions, check_indices, keep
 
 logger = logging.get_logger(__name__)
 
+# Prompts that are twice as long are read in parts: what a layer needs for a moment stays small.
+PREFILL_CHUNK = 4096
+
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """A dropout of 0 is no layer at all."""
@@ -432,10 +435,12 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             PACKED.reset(token)  # with what was packed for it
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        mask = model_kwargs.get("attention_mask")
-        written = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
-        if generation_config.max_length - written >= PackedWeights.WORTH:
+        mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+        prompt = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
+        if generation_config.max_length - prompt >= PackedWeights.WORTH:
             PACKED.set(PackedWeights())
+        if generation_config.prefill_chunk_size is None and prompt >= 2 * PREFILL_CHUNK and embeds is None and not generation_config.is_assistant and generation_config.use_cache:
+            generation_config.prefill_chunk_size = PREFILL_CHUNK
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         shape_cache(self.config, cache)

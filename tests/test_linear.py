@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gpt.linear import Linear
+from hf_gpt.linear import PACKED, Linear, PackedWeights, project_together
 
 SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
 
@@ -33,13 +33,86 @@ def test_other_dtypes_are_left_to_pytorch(dtype):
         assert torch.equal(ours(states), theirs(states))
 
 
-def test_gradients_are_those_of_pytorch():
-    ours, theirs = layers()
-    states = torch.randn(3, 24)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_pytorch(dtype, tolerance, autocast, bias):
+    ours, theirs = (layer.to(dtype) for layer in layers(bias))
+    given = torch.randn(2, 5, 24, dtype=dtype)
+    gradients = []
     for layer in (ours, theirs):
-        layer(states).square().sum().backward()
-    assert torch.equal(ours.weight.grad, theirs.weight.grad)
-    assert torch.equal(ours.bias.grad, theirs.bias.grad)
+        states = given.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = layer(states)
+        output.float().square().sum().backward()
+        gradients.append([output, states.grad, *(parameter.grad for parameter in layer.parameters())])
+    for actual, expected in zip(*gradients, strict=True):
+        assert actual.dtype == expected.dtype
+        close = 2e-2 if autocast else tolerance
+        assert torch.allclose(actual, expected, rtol=close, atol=close * expected.abs().max())
+
+
+def test_second_gradients():
+    ours, _ = layers()
+    ours = ours.double()
+    assert torch.autograd.gradgradcheck(ours, torch.randn(3, 24, dtype=torch.float64, requires_grad=True))
+    ours = ours.float()
+    states = torch.randn(3, 24, requires_grad=True)
+    (first,) = torch.autograd.grad(ours(states).square().sum(), states, create_graph=True)
+    first.square().sum().backward()
+    expected = 8 * (ours.weight.t() @ ours.weight @ first.detach().t()).t() / 2
+    assert torch.allclose(states.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2])
+def test_layers_together_are_the_layers_one_by_one(needed):
+    """Of different widths, with and without bias, and with a frozen one among them."""
+    three = [Linear(24, width, bias=bias) for width, bias in ((12, True), (6, True), (18, True))]
+    three[needed].requires_grad_(False)
+    states = torch.randn(2, 3, 24)
+    together = project_together(states, *three)
+    sum(each.square().sum() for each in together).backward()
+    gradients = [parameter.grad for layer in three for parameter in layer.parameters()]
+    for layer in three:
+        layer.zero_grad()
+    apart = [layer(states) for layer in three]
+    sum(each.square().sum() for each in apart).backward()
+    for actual, layer in zip(together, apart, strict=True):
+        assert torch.allclose(actual, layer, atol=1e-6)
+    for actual, parameter in zip(gradients, (p for layer in three for p in layer.parameters()), strict=True):
+        assert (actual is None) == (parameter.grad is None)
+        assert actual is None or torch.allclose(actual, parameter.grad, atol=1e-5)
+
+
+def test_what_is_wrapped_round_a_layer_runs():
+    seen = []
+    three = [Linear(24, 8) for _ in range(3)]
+    three[1].register_forward_hook(lambda *_: seen.append(True))
+    project_together(torch.randn(2, 24), *three)
+    assert seen
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_packed_weights_are_the_weights(rows):
+    three = [Linear(48, width).to(torch.bfloat16) for width in (32, 16, 64)]
+    states = torch.randn(rows, 1, 48, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = [nn.functional.linear(states, layer.weight, layer.bias) for layer in three]
+        token = PACKED.set(PackedWeights())
+        try:
+            for _ in range(2):
+                for actual, plain in zip(project_together(states, *three), expected, strict=True):
+                    assert torch.allclose(actual, plain, atol=2e-2)
+            assert torch.allclose(three[0](states), expected[0], atol=2e-2)
+            assert len(PACKED.get().kept) == 2  # all together, and the first alone
+        finally:
+            PACKED.reset(token)
+
+
+def test_packed_weights_have_a_limit(monkeypatch):
+    monkeypatch.setattr(PackedWeights, "BYTES", 100)
+    packed = PackedWeights()
+    assert packed.of((torch.randn(8, 8).bfloat16(), None)) is None
 
 
 def test_onednn_is_what_it_runs():
