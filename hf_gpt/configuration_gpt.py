@@ -439,6 +439,11 @@ class GPTConfig(PreTrainedConfig):
         if self.position_embedding_type == "rope":
             self._check_rope()
 
+    def _validate_dynamic_rope_parameters(self, rope_parameters: dict, ignore_keys: set[str] | None = None) -> None:
+        # Ours may tell the original length: `max_position_embeddings` is that of the model, extended or not.
+        known = {*(ignore_keys or ()), "original_max_position_embeddings"}
+        super()._validate_dynamic_rope_parameters(rope_parameters, ignore_keys=known)
+
     def _refuse_misspelt(self, unknown: dict[str, Any]) -> None:
         # transformers keeps unknown keywords as attributes: a typing error would silently build another model
         names = [f.name for f in fields(self)]
