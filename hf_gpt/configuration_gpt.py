@@ -248,7 +248,8 @@ class GPTConfig(PreTrainedConfig):
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
     rope_parameters: dict | None = field(default_factory=lambda: None, metadata={"rule": ROPE_PARAMETERS})
     """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
-    the type needs, as in transformers. A configuration without rotary positions has no such attribute."""
+    the type needs, as in transformers; `dynamic` may have `original_max_position_embeddings` too, the length from which
+    it grows. A configuration without rotary positions has no such attribute."""
 
     position_offset: int = size(0, least=0)
     """Rows of the learned positions that stand before that of position 0 (OPT: 2)."""

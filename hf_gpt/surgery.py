@@ -147,9 +147,8 @@ def _stretch(table: torch.Tensor, offset: int, length: int) -> torch.Tensor:
     places = torch.arange(length, device=table.device, dtype=torch.double) * len(rows) / length
     places = places.clamp(max=len(rows) - 1)
     below, above = places.floor().long(), places.ceil().long()
-    return torch.cat(
-        (before, rows[below].lerp(rows[above], (places - below)[:, None].to(rows.dtype)))
-    )  # (offset + length, D)
+    share = (places - below)[:, None].to(rows.dtype)
+    return torch.cat((before, rows[below].lerp(rows[above], share)))  # (offset + length, D)
 
 
 def _rebuild(model: Model, config: GPTConfig) -> Model:
