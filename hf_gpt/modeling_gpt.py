@@ -11,6 +11,7 @@ the model is built: forward passes do not ask.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -429,15 +430,13 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         if generation_config.is_assistant and cache is not None:
             cache.activate_past_recording()  # once more: the layers may be new
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, past_key_values: Cache | None = None, **kwargs
-    ):
-        """What the next call is given, as in transformers. Where longrope changes over to its long factors, the keys in
-        the cache are rotated by the short ones: it is made anew."""
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks for its arguments
+    def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):
+        # Where longrope changes over to its long factors, the keys in the cache are rotated by the short ones.
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if 0 < past <= self.change_over < input_ids.shape[1]:
-            past_key_values = kwargs["next_sequence_length"] = None
-        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+            past_key_values = kwargs["next_sequence_length"] = None  # all over again
+        return super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Start continuous batching (`generate_batch`), as in transformers."""
