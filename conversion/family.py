@@ -119,9 +119,10 @@ class Family:
         return {name: getattr(config, ours, None) for name, ours in self.fields.items()} | self.write(config)
 
     def _canonical(self, native: Fields) -> Fields:
-        """Also without token ids outside the vocabulary: they never occur."""
+        """Also without token ids outside the vocabulary: they never occur; and without what only ours heeds."""
         none_beyond = {name: _within(native[name], native["vocab_size"]) for name in TOKEN_IDS if name in native}
-        return self.canonical({**native, **none_beyond})
+        heeded = {"rope_parameters": _heeded(rope)} if (rope := native.get("rope_parameters")) else {}
+        return self.canonical({**native, **none_beyond, **heeded})
 
     def _in_native_words(self, message: str) -> str:
         for name, ours in self.fields.items():
@@ -134,6 +135,12 @@ def _within(token_id: int | list[int] | None, vocab_size: int) -> int | list[int
     if isinstance(token_id, list):
         return [each for each in token_id if 0 <= each < vocab_size] or None
     return token_id if token_id is not None and 0 <= token_id < vocab_size else None
+
+
+def _heeded(rope: Fields) -> Fields:
+    """What the native classes read: with dynamic scaling, `max_position_embeddings` is the original length there."""
+    idle = "original_max_position_embeddings" if rope.get("rope_type") == "dynamic" else None
+    return {name: value for name, value in rope.items() if name != idle}
 
 
 def _meaning(name: str, value: Any, config: GPTConfig) -> Any:

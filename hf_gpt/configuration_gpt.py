@@ -248,7 +248,8 @@ class GPTConfig(PreTrainedConfig):
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
     rope_parameters: dict | None = field(default_factory=lambda: None, metadata={"rule": ROPE_PARAMETERS})
     """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
-    the type needs, as in transformers. A configuration without rotary positions has no such attribute."""
+    the type needs, as in transformers; `dynamic` may have `original_max_position_embeddings` too, the length from which
+    it grows. A configuration without rotary positions has no such attribute."""
 
     position_offset: int = size(0, least=0)
     """Rows of the learned positions that stand before that of position 0 (OPT: 2)."""
@@ -442,6 +443,11 @@ class GPTConfig(PreTrainedConfig):
             )
         if self.position_embedding_type == "rope":
             self._check_rope()
+
+    def _validate_dynamic_rope_parameters(self, rope_parameters: dict, ignore_keys: set[str] | None = None) -> None:
+        # Ours may tell the original length: `max_position_embeddings` is that of the model, extended or not.
+        known = {*(ignore_keys or ()), "original_max_position_embeddings"}
+        super()._validate_dynamic_rope_parameters(rope_parameters, ignore_keys=known)
 
     def _refuse_misspelt(self, unknown: dict[str, Any]) -> None:
         # transformers keeps unknown keywords as attributes: a typing error would silently build another model

@@ -44,7 +44,7 @@ from .linear import PACKED, Linear, PackedWeights
 from .losses import Terms, language_model_loss, per_item
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
-from .positions import build_positions, check_indices, keep
+from .positions import build_positions, change_over, check_indices, keep
 
 logger = logging.get_logger(__name__)
 
@@ -424,6 +424,7 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTModel(config)
         self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        self.change_over = change_over(config)
         self.post_init()
 
     @wraps(GenerationMixin.generate)
@@ -446,6 +447,14 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         shape_cache(self.config, cache)
         if generation_config.is_assistant and cache is not None:
             cache.activate_past_recording()  # once more: the layers may be new
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks for its arguments
+    def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):
+        # Where longrope changes over to its long factors, the keys in the cache are rotated by the short ones.
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if 0 < past <= self.change_over < input_ids.shape[1]:
+            past_key_values = kwargs["next_sequence_length"] = None  # all over again
+        return super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Start continuous batching (`generate_batch`), as in transformers."""

@@ -1,6 +1,8 @@
 """Where a token stands: learned and sinusoidal positions, added to its embedding, or rotary ones, in attention."""
 
+import math
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import nn
@@ -91,6 +93,29 @@ class GPTRotaryEmbedding(nn.Module):
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
+class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
+    """Dynamic NTK: the frequencies of a sequence are those of its own length (Peng et al. 2023, section 3.3).
+
+    That is so whatever was run before; transformers' models keep those of the longest sequence. Keys in a cache stay
+    as they were rotated, here as there: beyond the original length, decoding with a cache differs from decoding
+    without.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        config = copy(config)  # transformers counts growth from `max_position_embeddings`: there the original length
+        original = config.rope_parameters.get("original_max_position_embeddings", config.max_position_embeddings)
+        config.max_position_embeddings = original
+        super().__init__(config)
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.inv_freq, self.max_seq_len_cached = self.original_inv_freq, self.original_max_seq_len
+        return super().forward(hidden_states, position_ids)
+
+
+# Rotary positions that are more than their frequencies, by their type.
+ROTARY_CLASSES = {"dynamic": GPTDynamicRotaryEmbedding}
+
+
 def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
     """What adds positions to the hidden states, and what makes rotary ones for attention; both take
     `(hidden_states, position_ids)`."""
@@ -100,9 +125,16 @@ def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
         case "sinusoidal":
             return SinusoidalPositions(), NoRotary()
         case "rope":
-            return NoPositions(), GPTRotaryEmbedding(config)
+            rotary = ROTARY_CLASSES.get(config.rope_parameters["rope_type"], GPTRotaryEmbedding)
+            return NoPositions(), rotary(config)
         case _:
             return NoPositions(), NoRotary()
+
+
+def change_over(config: GPTConfig) -> float:
+    """The longest sequence with the short factors of longrope: one longer, and every position is rotated anew."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else math.inf
 
 
 Rotation = Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None], torch.Tensor]

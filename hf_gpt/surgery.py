@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
+import torch
 from transformers.initialization import no_init_weights
 
 from .configuration_gpt import PATTERN_FIELDS, GPTConfig
+from .context import extended_config
 from .modeling_gpt import GPTPreTrainedModel
 from .upcycling import Upcycling
 
@@ -99,6 +101,54 @@ def upcycle(
     weights = model.state_dict()
     changed.load_state_dict({name: plan.make(name, weights.__getitem__) for name in changed.state_dict()})
     return changed
+
+
+def extend_context(model: Model, length: int, method: str = "yarn", **options: Any) -> Model:
+    """A copy of a model for a longer context, with the same weights. It can be used as it is, and be fine-tuned.
+
+        long = extend_context(model, 4096, "yarn")
+
+    | method | what happens | its options |
+    |---|---|---|
+    | `linear` | rope: all angles are divided by the growth; learned: the table is stretched (Chen et al. 2023) | |
+    | `ntk` | the base is raised, by growth^(d / (d - 2)) or to the one given | `rope_theta` |
+    | `dynamic` | the same, by each sequence's own growth: within the old length nothing changes | |
+    | `yarn` | slow angles are divided by the growth, fast ones stay (Peng et al. 2023) | as in `rope_parameters` |
+    | `longrope` | each angle has its own divisor (Ding et al. 2024), by default that of YaRN | `long_factor`, ... |
+
+    A model that was extended before is extended from where it began, if by the same method; a raised base is one like
+    any other, and every method may follow. For rotary positions it is all in the configuration
+    (`hf_gpt.context.extended_config`).
+
+    Args:
+        model: any hf_gpt model.
+        length: the new `max_position_embeddings`.
+        method: one of the table.
+        options: of the method.
+
+    Raises:
+        ValueError: an unknown method or option, one that the positions cannot take, a length that is no longer than
+            the model's, or a model that another method has scaled.
+    """
+    config = extended_config(model.config, length, method, **options)
+    changed = _rebuild(model, config)
+    weights = model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith("embed_positions.weight"):
+            weights[name] = _stretch(weight, config.position_offset, length)
+    changed.load_state_dict(weights)
+    return changed
+
+
+def _stretch(table: torch.Tensor, offset: int, length: int) -> torch.Tensor:
+    """Learned positions, (offset + L, D), for a longer context: row p is that of p x L / length, between its neighbours
+    if there is none, and the last row beyond them. What stands before position 0 stays."""
+    before, rows = table.split([offset, len(table) - offset])
+    places = torch.arange(length, device=table.device, dtype=torch.double) * len(rows) / length
+    places = places.clamp(max=len(rows) - 1)
+    below, above = places.floor().long(), places.ceil().long()
+    share = (places - below)[:, None].to(rows.dtype)
+    return torch.cat((before, rows[below].lerp(rows[above], share)))  # (offset + length, D)
 
 
 def _rebuild(model: Model, config: GPTConfig) -> Model:
