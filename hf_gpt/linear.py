@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .quantized_weights import PRODUCTS
+
 # What inductor compiles a linear layer to on a CPU. It has no backward, and no kernel in builds without oneDNN.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
@@ -30,10 +32,12 @@ class Linear(nn.Linear):
     """x W^T + b.
 
     In float32 without gradients a CPU takes oneDNN: 1.1 to 2 times as fast as the BLAS that `F.linear` calls, from one
-    row to a thousand (benchmarks/RESULTS.md).
+    row to a thousand (benchmarks/RESULTS.md). A quantised weight has a product of its own.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if (product := PRODUCTS.get(type(self.weight).__name__)) is not None:
+            return product(states, self.weight, self.bias)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not suits_onednn(states, self.weight):
             return super().forward(states)
         return ONEDNN_LINEAR(states, self.weight, self.bias, "none", [], "")

@@ -43,8 +43,11 @@ from .losses import per_item
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
 from .positions import build_positions, check_indices, keep
+from .quantized_weights import Embedding
 
 logger = logging.get_logger(__name__)
+
+NEEDS_TORCHAO = "quantised weights need torchao: pip install 'hf_gpt[quant]'"
 
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -202,12 +205,18 @@ class GPTPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: a weight file is missing or truncated.
-            ValueError: the checkpoint is another architecture's.
+            ValueError: the checkpoint is another architecture's; or it is quantised, and `quantization_config` asks
+                for that once more.
+            ImportError: the checkpoint is quantised by torchao, which is not installed.
         """
         if kwargs.get("config") is not None and (Path(pretrained_model_name_or_path or "") / "config.json").is_file():
             cls.config_class.get_config_dict(pretrained_model_name_or_path)  # refuses another architecture's weights
+        if kwargs.get("quantization_config") is not None:
+            refuse_quantized(kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except ModuleNotFoundError as error:
+            raise ImportError(NEEDS_TORCHAO) if error.name == "torchao" else error from None
         except SafetensorError as error:
             raise OSError(f"{broken_weights(pretrained_model_name_or_path)} is truncated or damaged: {error}") from None
 
@@ -215,6 +224,7 @@ class GPTPreTrainedModel(PreTrainedModel):
         """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        self._keys_to_ignore_on_save = tied_parts(self)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -231,6 +241,25 @@ def refuse_implementation(config: GPTConfig, implementation: str) -> None:
             f"attn_implementation={implementation!r} would leave out the attention sinks (attention_sinks): choose "
             "sdpa, eager or, on an accelerator, flex_attention"
         )
+
+
+def refuse_quantized(config: GPTConfig) -> None:
+    """Raise a ValueError if the weights are quantised."""
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise ValueError(f"the model is quantised already, by {method}: quantise the one that it was made of")
+
+
+def tied_parts(model: PreTrainedModel) -> list[str]:
+    """The tensors that quantised, tied weights would be saved in once more. (torchao copies them; other tied weights
+    transformers recognises by their memory.)"""
+    parts = []
+    for tied, source in model.all_tied_weights_keys.items():
+        module, _, name = tied.rpartition(".")
+        weight = model.get_parameter(source)
+        if hasattr(weight, "__tensor_flatten__"):
+            parts += [f"{module}._{name}_{part}" for part in weight.__tensor_flatten__()[0]]
+    return parts
 
 
 def broken_weights(checkpoint: str | Path) -> str:
@@ -251,7 +280,7 @@ class GPTModel(GPTPreTrainedModel):
         super().__init__(config)
         width, embedding = config.hidden_size, config.embedding_size
         projected = width != embedding
-        self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
+        self.embed_tokens = Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
         self.project_in = Linear(embedding, width, bias=False) if projected else nn.Identity()
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
