@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .quantized_weights import PRODUCTS
+from .quantized_weights import PRODUCTS, forget_packed
 
 # What inductor compiles a linear layer to on a CPU. It has no backward, and no kernel in builds without oneDNN.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
@@ -41,3 +41,7 @@ class Linear(nn.Linear):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not suits_onednn(states, self.weight):
             return super().forward(states)
         return ONEDNN_LINEAR(states, self.weight, self.bias, "none", [], "")
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        forget_packed(self.weight)

@@ -216,7 +216,7 @@ class GPTPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except ModuleNotFoundError as error:
-            raise ImportError(NEEDS_TORCHAO) if error.name == "torchao" else error from None
+            raise ImportError(NEEDS_TORCHAO) if (error.name or "").startswith("torchao") else error from None
         except SafetensorError as error:
             raise OSError(f"{broken_weights(pretrained_model_name_or_path)} is truncated or damaged: {error}") from None
 
@@ -225,6 +225,8 @@ class GPTPreTrainedModel(PreTrainedModel):
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         self._keys_to_ignore_on_save = tied_parts(self)
+        if getattr(self, "hf_quantizer", None) is not None:
+            kwargs["save_original_format"] = False  # transformers cannot turn what it has loaded back into it
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -245,9 +247,8 @@ def refuse_implementation(config: GPTConfig, implementation: str) -> None:
 
 def refuse_quantized(config: GPTConfig) -> None:
     """Raise a ValueError if the weights are quantised."""
-    if (quantization := getattr(config, "quantization_config", None)) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise ValueError(f"the model is quantised already, by {method}: quantise the one that it was made of")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError("the model is quantised already (quantization_config): expected the one that it was made of")
 
 
 def tied_parts(model: PreTrainedModel) -> list[str]:

@@ -16,6 +16,7 @@ from .quantized_weights import INT4_GROUPS, pack_int4
 Model = TypeVar("Model", bound=GPTPreTrainedModel)
 
 GROUP_SIZE = 32
+UNTOUCHED = ["score"]  # the output layers of the task heads
 SMALLEST_STEP = 1e-6  # between the numbers of a group whose weights are all the same
 
 
@@ -47,18 +48,17 @@ def quantize(model: Model, to: str = "int8", *, group_size: int = GROUP_SIZE) ->
         raise ValueError(f"group_size={group_size}: expected one of {', '.join(map(str, INT4_GROUPS))}")
     describe, make = SCHEMES[to]
     quantizer = AutoHfQuantizer.from_config(
-        TorchAoConfig(describe(group_size), modules_to_not_convert=[], include_input_output_embeddings=True),
+        TorchAoConfig(describe(group_size), modules_to_not_convert=UNTOUCHED, include_input_output_embeddings=True),
         pre_quantized=False,
     )
     changed = deepcopy(model).requires_grad_(False)
     quantizer.preprocess_model(changed)
-    tables = [table for table in (changed.get_input_embeddings(), changed.get_output_embeddings()) if table is not None]
-    layers = {name: module for name, module in changed.named_modules() if isinstance(module, nn.Linear)}
-    for name, layer in layers.items():
-        if layer not in tables and not name.endswith("score"):
-            layer.weight = nn.Parameter(make(layer.weight, group_size, name), requires_grad=False)
-    for table in tables:
-        table.weight = nn.Parameter(make_int8(table.weight), requires_grad=False)
+    tables = (changed.get_input_embeddings(), changed.get_output_embeddings())
+    for name, module in changed.named_modules():
+        if module in tables:
+            module.weight = nn.Parameter(make_int8(module.weight), requires_grad=False)
+        elif isinstance(module, nn.Linear) and name not in UNTOUCHED:
+            module.weight = nn.Parameter(make(module.weight, group_size, name), requires_grad=False)
     changed.tie_weights()
     exact = tuple(changed._keep_in_fp32_modules_strict or ())
     for name, parameter in changed.named_parameters():

@@ -10,6 +10,7 @@ from torch import nn
 # From so many rows on, a matrix is better made whole again and multiplied once (benchmarks/RESULTS.md).
 MANY_ROWS = {"int8": 17, "int4": 129}
 
+INT8_INPUTS = 16  # input features must be a multiple: beyond it, the kernel reads memory that is not its own
 INT4_GROUPS = (32, 64, 128, 256)  # input features that share a scale, as the kernel can have them
 INT4_OUTPUTS = 16  # output features must be a multiple
 
@@ -17,8 +18,8 @@ INT4_OUTPUTS = 16  # output features must be a multiple
 def multiply_int8(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + b, where W is int8 with a scale for each output feature."""
     rows = states.numel() // states.shape[-1]
-    by_output = weight.scale.numel() == weight.shape[0]
-    if not (suits_kernels(states) and rows < MANY_ROWS["int8"] and by_output and takes_states_as_they_are(weight)):
+    fits = weight.scale.numel() == weight.shape[0] and weight.shape[1] % INT8_INPUTS == 0
+    if not (fits and rows < MANY_ROWS["int8"] and suits_kernels(states) and takes_states_as_they_are(weight)):
         return nn.functional.linear(states, weight, bias)  # torchao's
     scale = weight.scale.flatten().to(states.dtype)
     output = torch._weight_int8pack_mm(states.reshape(rows, -1), weight.qdata, scale)
@@ -80,16 +81,20 @@ def pack_int4(numbers: torch.Tensor) -> torch.Tensor:
 
 def packed_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight in the order of the kernel, which differs from one processor to another; made once, kept with it."""
-    version = None if weight.qdata.is_inference() else weight.qdata._version  # weights may be loaded anew in place
-    made = getattr(weight, "packed_for_cpu", None)
-    if made is None or made[0] != version:
+    if not hasattr(weight, "packed"):
         rest = -weight.shape[0] % INT4_OUTPUTS
         numbers = nn.functional.pad(unpack_int4(weight.qdata), (0, 0, 0, rest))
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int() + 8, 1)
-        scale_and_zero = torch.stack((weight.scale, weight.zero_point), dim=-1)  # (groups, out, 2)
-        scale_and_zero = nn.functional.pad(scale_and_zero, (0, 0, 0, rest)).bfloat16()
-        made = weight.packed_for_cpu = version, (packed, scale_and_zero)
-    return made[1]
+        scale_and_zero = torch.stack((weight.scale, weight.zero_point), dim=-1).bfloat16()  # (groups, out, 2)
+        weight.packed = (
+            torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int() + 8, 1),
+            nn.functional.pad(scale_and_zero, (0, 0, 0, rest)),
+        )
+    return weight.packed
+
+
+def forget_packed(weight: torch.Tensor) -> None:
+    """Its numbers have changed in place."""
+    vars(weight).pop("packed", None)
 
 
 class Embedding(nn.Embedding):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from transformers.initialization import no_init_weights
 
 from .configuration_gpt import PATTERN_FIELDS, GPTConfig
-from .modeling_gpt import GPTPreTrainedModel
+from .modeling_gpt import GPTPreTrainedModel, refuse_quantized
 from .upcycling import Upcycling
 
 Model = TypeVar("Model", bound=GPTPreTrainedModel)
@@ -103,6 +103,7 @@ def upcycle(
 
 def _rebuild(model: Model, config: GPTConfig) -> Model:
     """A model of another configuration, used and trained as the first one is; its weights are still to come."""
+    refuse_quantized(model.config)
     attention = model.config._attn_implementation
     with no_init_weights():
         changed = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
