@@ -367,11 +367,11 @@ def quantize_command(
     ] = GROUP_SIZE,
 ) -> None:
     """Quantise the weights of a model, for decoding on a CPU. The folder loads and generates as any model does."""
-    quantized = quantize(AutoModelForCausalLM.from_pretrained(src), to, group_size=group_size)
+    source = locate(src)
     with new_folder(out) as folder:
-        quantized.save_pretrained(folder)
+        quantize(AutoModelForCausalLM.from_pretrained(source), to, group_size=group_size).save_pretrained(folder)
         with suppress(OSError, ValueError):  # a model may have no tokenizer
-            AutoTokenizer.from_pretrained(src).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     console.print(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
 
