@@ -68,6 +68,9 @@ def sdpa_attention(
         return attend_by_pieces(query, key, value, s_aux, attention_mask.jobs, scaling, dropout), None
     if isinstance(attention_mask, Chosen):
         key, value, attention_mask = attention_mask.of(key), attention_mask.of(value), attention_mask.mask
+    if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        # PyTorch's kernel is 2 to 8 times as slow there (benchmarks/RESULTS.md)
+        return eager_attention(module, query, key, value, attention_mask, scaling, dropout, s_aux)[0], None
     if s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

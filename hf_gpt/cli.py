@@ -37,6 +37,7 @@ from .corpus import read_dataset, read_files, standard_library_documentation
 from .documents import read_documents
 from .encoders import Encoder, build_encoder
 from .folders import new_folder
+from .quantization import GROUP_SIZE, SCHEMES, quantize
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
 from .token_files import SHARD_TOKENS, skipped_documents, tokenize_files
 from .tokenization import SAMPLE_BYTES, SHIPPED, SPECIAL_TOKENS, SPLIT_PATTERNS, train_tokenizer
@@ -354,6 +355,25 @@ def upcycle_command(
         f"{out}: {sparse.parameters:,} parameters, {sparse.active_parameters:,} of them active, from "
         f"{dense.parameters:,}"
     )
+
+
+@app.command("quantize")
+def quantize_command(
+    src: Annotated[str, typer.Argument(help="Folder or Hub id of a model of hf_gpt.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be new, or empty.")],
+    to: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEMES)}.")] = "int8",
+    group_size: Annotated[
+        int, typer.Option(help="Weights of int4 that share a scale: 32, 64, 128 or 256.")
+    ] = GROUP_SIZE,
+) -> None:
+    """Quantise the weights of a model, for decoding on a CPU. The folder loads and generates as any model does."""
+    source = locate(src)
+    with new_folder(out) as folder:
+        quantize(AutoModelForCausalLM.from_pretrained(source), to, group_size=group_size).save_pretrained(folder)
+        with suppress(OSError, ValueError):  # a model may have no tokenizer
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    console.print(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""The token embeddings: nn.Embedding, whose gradient on a CPU is written where there are tokens alone."""
+"""The token embeddings: nn.Embedding, whose gradient on a CPU is written where there are tokens alone, and whose table
+may be quantised."""
 
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .linear import is_plain
+from .quantized_weights import look_up_int8
 
 
 class Lookup(torch.autograd.Function):
@@ -32,6 +34,8 @@ class Embedding(nn.Embedding):
     """(B, T) token ids to (B, T, embedding_dim)."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if type(self.weight).__name__ == "Int8Tensor":
+            return look_up_int8(self.weight, ids)
         on_cpu = self.weight.device.type == ids.device.type == "cpu" and self.weight.dtype == torch.float32
         if not (torch.is_grad_enabled() and on_cpu and is_plain(self.weight)):
             return super().forward(ids)

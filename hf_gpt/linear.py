@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .quantized_weights import PRODUCTS, forget_packed
+
 # What inductor compiles a linear layer to on a CPU. It has no backward, and no kernel in builds without oneDNN.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
@@ -149,13 +151,19 @@ class Linear(nn.Linear):
     """x W^T + b.
 
     On a CPU it takes oneDNN: in float32 1.1 to 2 times as fast as the BLAS that `F.linear` calls, from one row to a
-    thousand (benchmarks/RESULTS.md).
+    thousand (benchmarks/RESULTS.md). A quantised weight has a product of its own.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if (product := PRODUCTS.get(type(self.weight).__name__)) is not None:
+            return product(states, self.weight, self.bias)
         if not suits_onednn(compute_dtype(states), states, self.weight, self.bias):
             return nn.functional.linear(states, self.weight, self.bias)
         return project(states, self.weight, self.bias)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        forget_packed(self.weight)
 
 
 def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:

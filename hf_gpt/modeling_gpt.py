@@ -51,6 +51,8 @@ logger = logging.get_logger(__name__)
 # Prompts that are twice as long are read in parts: what a layer needs for a moment stays small.
 PREFILL_CHUNK = 4096
 
+NEEDS_TORCHAO = "quantised weights need torchao: pip install 'hf_gpt[quant]'"
+
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """A dropout of 0 is no layer at all."""
@@ -207,12 +209,18 @@ class GPTPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: a weight file is missing or truncated.
-            ValueError: the checkpoint is another architecture's.
+            ValueError: the checkpoint is another architecture's; or it is quantised, and `quantization_config` asks
+                for that once more.
+            ImportError: the checkpoint is quantised by torchao, which is not installed.
         """
         if kwargs.get("config") is not None and (Path(pretrained_model_name_or_path or "") / "config.json").is_file():
             cls.config_class.get_config_dict(pretrained_model_name_or_path)  # refuses another architecture's weights
+        if kwargs.get("quantization_config") is not None:
+            refuse_quantized(kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except ModuleNotFoundError as error:
+            raise ImportError(NEEDS_TORCHAO) if (error.name or "").startswith("torchao") else error from None
         except SafetensorError as error:
             raise OSError(f"{broken_weights(pretrained_model_name_or_path)} is truncated or damaged: {error}") from None
 
@@ -220,6 +228,9 @@ class GPTPreTrainedModel(PreTrainedModel):
         """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        self._keys_to_ignore_on_save = tied_parts(self)
+        if getattr(self, "hf_quantizer", None) is not None:
+            kwargs["save_original_format"] = False  # transformers cannot turn what it has loaded back into it
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -236,6 +247,24 @@ def refuse_implementation(config: GPTConfig, implementation: str) -> None:
             f"attn_implementation={implementation!r} would leave out the attention sinks (attention_sinks): choose "
             "sdpa, eager or, on an accelerator, flex_attention"
         )
+
+
+def refuse_quantized(config: GPTConfig) -> None:
+    """Raise a ValueError if the weights are quantised."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError("the model is quantised already (quantization_config): expected the one that it was made of")
+
+
+def tied_parts(model: PreTrainedModel) -> list[str]:
+    """The tensors that quantised, tied weights would be saved in once more. (torchao copies them; other tied weights
+    transformers recognises by their memory.)"""
+    parts = []
+    for tied, source in model.all_tied_weights_keys.items():
+        module, _, name = tied.rpartition(".")
+        weight = model.get_parameter(source)
+        if hasattr(weight, "__tensor_flatten__"):
+            parts += [f"{module}._{name}_{part}" for part in weight.__tensor_flatten__()[0]]
+    return parts
 
 
 def broken_weights(checkpoint: str | Path) -> str:
@@ -429,6 +458,7 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
 
     @wraps(GenerationMixin.generate)
     def generate(self, *args, **kwargs):
+        """Continue token ids, as in transformers. Long prompts are read in parts, and bfloat16 weights packed."""
         token = PACKED.set(None)
         try:
             return super().generate(*args, **kwargs)
@@ -436,17 +466,25 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             PACKED.reset(token)  # with what was packed for it
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+        mask = model_kwargs.get("attention_mask")
         prompt = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
         if generation_config.max_length - prompt >= PackedWeights.WORTH:
             PACKED.set(PackedWeights())
-        if generation_config.prefill_chunk_size is None and prompt >= 2 * PREFILL_CHUNK and embeds is None and not generation_config.is_assistant and generation_config.use_cache:
+        if prompt >= 2 * PREFILL_CHUNK and self.reads_in_chunks(generation_config, model_kwargs):
             generation_config.prefill_chunk_size = PREFILL_CHUNK
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         shape_cache(self.config, cache)
         if generation_config.is_assistant and cache is not None:
             cache.activate_past_recording()  # once more: the layers may be new
+
+    def reads_in_chunks(self, generation_config, model_kwargs) -> bool:
+        """Whether generate() may read a long prompt in parts: where it has a cache and token ids, and nobody has chosen
+        otherwise; nor do rotary positions depend on how much is read at once."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        whole = generation_config.is_assistant or not generation_config.use_cache
+        whole = whole or model_kwargs.get("inputs_embeds") is not None or rope.get("rope_type") in ("dynamic", "longrope")
+        return generation_config.prefill_chunk_size is None and not whole
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks for its arguments
     def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):

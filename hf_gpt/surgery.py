@@ -9,7 +9,7 @@ from transformers.initialization import no_init_weights
 
 from .configuration_gpt import PATTERN_FIELDS, GPTConfig
 from .context import extended_config
-from .modeling_gpt import GPTPreTrainedModel
+from .modeling_gpt import GPTPreTrainedModel, refuse_quantized
 from .upcycling import Upcycling
 
 Model = TypeVar("Model", bound=GPTPreTrainedModel)
@@ -153,6 +153,7 @@ def _stretch(table: torch.Tensor, offset: int, length: int) -> torch.Tensor:
 
 def _rebuild(model: Model, config: GPTConfig) -> Model:
     """A model of another configuration, used and trained as the first one is; its weights are still to come."""
+    refuse_quantized(model.config)
     attention = model.config._attn_implementation
     with no_init_weights():
         changed = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)

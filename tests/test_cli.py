@@ -459,9 +459,39 @@ def test_upcycle_refuses(run, saved, tmp_path, monkeypatch, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_quantize(run, saved, tmp_path):
+    """What it writes generates, and is not quantised again."""
+    sizes = []
+    for scheme in ("int8", "int4"):
+        out = tmp_path / scheme
+        status, printed, _ = run("quantize", saved, out, "--to", scheme)
+        assert status == 0
+        assert f"{scheme}, " in printed
+        sizes.append((out / "model.safetensors").stat().st_size)
+        assert run("generate", out, "--prompt", "The quick", "--max_new_tokens", 3)[0] == 0
+        assert refuses(run("quantize", out, tmp_path / "again"), "quantised already")
+    assert sizes == sorted(sizes, reverse=True)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere", "out"], "/nowhere is no folder"),
+        (["{saved}", "{saved}"], "choose another output folder"),
+        (["{saved}", "out", "--to", "int3"], "expected one of int8, int4"),
+        (["{saved}", "out", "--to", "int4", "--group-size", "128"], "group_size=128 does not divide"),
+    ],
+)
+def test_quantize_refuses(run, saved, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert refuses(run("quantize", *(argument.format(saved=saved) for argument in arguments)), message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_every_command(run):
     status, printed, _ = run("--help")
     assert status == 0
-    for command in ("demo", "train", "train-tokenizer", "generate", "convert", "export", "upcycle", "info"):
+    for command in ("demo", "train", "train-tokenizer", "generate", "convert", "export", "upcycle", "quantize", "info"):
         assert command in printed
         assert run(command, "--help")[0] == 0

@@ -49,7 +49,7 @@ def test_gradients_are_those_of_pytorch(dtype, tolerance, autocast, bias):
     for actual, expected in zip(*gradients, strict=True):
         assert actual.dtype == expected.dtype
         close = 2e-2 if autocast else tolerance
-        assert torch.allclose(actual, expected, rtol=close, atol=close * expected.abs().max())
+        assert torch.allclose(actual, expected, rtol=close, atol=close * expected.abs().max().item())
 
 
 def test_second_gradients():
