@@ -11,7 +11,6 @@ import sys
 import torch
 import transformers
 from measure import added_gigabytes, gemm_rate, machine, medians
-
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 from hf_gpt import GPTForCausalLM, preset_config
@@ -104,12 +103,14 @@ def losses(rounds: int, tokens: int = 1024, vocabulary: int = 50257, width: int 
 
     ways = {"ours": ours, "full logits": full, "checkpointed chunks": checkpointed, "torch's": torchs}
     seconds = medians({name: lambda way=way: run(way) for name, way in ways.items()}, rounds)
-    return [{"loss": name, "seconds": seconds[name], "gigabytes": added_gigabytes(lambda way=way: run(way))} for name, way in ways.items()]
+    added = {name: added_gigabytes(lambda way=way: run(way)) for name, way in ways.items()}
+    return [{"loss": name, "seconds": seconds[name], "gigabytes": added[name]} for name in ways]
 
 
 def show(rows: list[dict]) -> None:
     for row in rows:
-        print("  ".join(f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in row.items()))
+        cells = (f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in row.items())
+        print("  ".join(cells), flush=True)
 
 
 def main() -> None:
@@ -122,7 +123,8 @@ def main() -> None:
         side, rows, length, precision = arguments.memory_of
         print(memory_of_step(side, int(rows), int(length), precision))
         return
-    parts = {"time": lambda: time_of_steps(arguments.rounds), "memory": memory_of_steps, "loss": lambda: losses(arguments.rounds)}
+    rounds = arguments.rounds
+    parts = {"time": lambda: time_of_steps(rounds), "memory": memory_of_steps, "loss": lambda: losses(rounds)}
     results = {}
     for name in arguments.parts:
         results[name] = parts[name]()

@@ -61,8 +61,7 @@ class Tokens(NamedTuple):
         """Each row is one sequence without a past, which causal attention serves as it is; or nobody knows."""
         if self.spans is None or int(self.past):
             return self.spans is None
-        length = self.mask.shape[1] if self.mask is not None else None
-        return self.sequences is None and (length is None or all(stop - start == length for _, start, stop in self.spans))
+        return self.sequences is None and (self.mask is None or bool(self.mask.all()))
 
     def positions(self) -> torch.Tensor:
         """Logical positions of all slots, -1 for padding. (B, past + T)"""

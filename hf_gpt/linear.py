@@ -27,8 +27,9 @@ def is_plain(*operands: torch.Tensor | None) -> bool:
 
 def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
     """Plain tensors on a CPU, in a precision that oneDNN has."""
-    on_cpu = all([each is None or each.is_cpu for each in operands])  # a list: decoding counts microseconds
-    return ONEDNN_LINEAR is not None and dtype in ONEDNN_DTYPES and on_cpu and is_plain(*operands)
+    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands):
+        return False
+    return all(each is None or each.is_cpu for each in operands)
 
 
 def matmul(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -46,9 +47,10 @@ def weight_gradient(gradient: torch.Tensor, states: torch.Tensor) -> torch.Tenso
 
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
-    """The precision in which matrices are multiplied: that of autocast, where it is on."""
+    """The precision in which matrices are multiplied: that of autocast, where it is on. It leaves float64 alone."""
     device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    lowered = torch.is_autocast_enabled(device) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lowered else states.dtype
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -90,9 +92,7 @@ def halves(parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return parameters[:middle], parameters[middle:]
 
 
-def joined(
-    parameters: Sequence[torch.Tensor | None], dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights, and then biases, as one of each."""
     weight, bias = (
         None if part[0] is None else (part[0] if len(part) == 1 else torch.cat(part)).to(dtype)

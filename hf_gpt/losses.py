@@ -149,7 +149,7 @@ def language_model_loss(
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
     *,
-    terms: Terms = Terms(),
+    terms: Terms,
     vocab_size: int,
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,

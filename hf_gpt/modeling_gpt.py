@@ -482,9 +482,9 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         """Whether generate() may read a long prompt in parts: where it has a cache and token ids, and nobody has chosen
         otherwise; nor do rotary positions depend on how much is read at once."""
         rope = getattr(self.config, "rope_parameters", None) or {}
-        whole = generation_config.is_assistant or not generation_config.use_cache
-        whole = whole or model_kwargs.get("inputs_embeds") is not None or rope.get("rope_type") in ("dynamic", "longrope")
-        return generation_config.prefill_chunk_size is None and not whole
+        ids = generation_config.use_cache and model_kwargs.get("inputs_embeds") is None
+        chosen = generation_config.is_assistant or generation_config.prefill_chunk_size is not None
+        return ids and not chosen and rope.get("rope_type") not in ("dynamic", "longrope")
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks for its arguments
     def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):

@@ -33,7 +33,9 @@ def test_other_dtypes_are_left_to_pytorch(dtype):
         assert torch.equal(ours(states), theirs(states))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)]
+)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_are_those_of_pytorch(dtype, tolerance, autocast, bias):
