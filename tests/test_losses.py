@@ -54,7 +54,7 @@ def definition(head, states, labels, terms, num_items=None, shift_labels=None):
     chosen = -log_probabilities.gather(1, targets[:, None])[:, 0]
     uniform = -log_probabilities.mean(-1)
     each = (1 - terms.label_smoothing) * chosen + terms.label_smoothing * uniform
-    each = each + Xits.exp().sum(-1).log().square()
+    each = each + terms.z_loss_coef * logits.logsumexp(-1).square()
     return each.sum() / (len(targets) if num_items is None else num_items)
 
 
