@@ -392,10 +392,15 @@ def info(
     table.add_row("active parameters", f"{costs.active_parameters:,}")
     table.add_row("FLOPs per token, forward", f"{costs.forward_flops_per_token:,.0f}")
     table.add_row("FLOPs per token, training", f"{costs.training_flops_per_token:,.0f}")
+    table.add_row("activation bytes per token, training", f"{costs.activation_bytes_per_token:,}")
     table.add_row("cache bytes per token", f"{costs.cache_bytes_per_token:,}")
     table.add_row(f"cache bytes at {context:,} tokens", f"{costs.cache_bytes:,}")
     console.print(table)
-    console.print(f"FLOPs at {context:,} tokens of context; cache of one row in bfloat16.", style="dim")
+    console.print(
+        f"FLOPs at {context:,} tokens of context; cache of one row in bfloat16; activations in float32 on a CPU, "
+        "without dropout and gradient checkpointing.",
+        style="dim",
+    )
 
     layers = Table("layer", "attention", "heads", "kv heads", "head", "feed-forward", "parameters")
     for index, layer in enumerate(costs.layers):

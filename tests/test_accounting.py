@@ -56,3 +56,29 @@ def test_cache_bytes_per_token(dtype, size):
 
 def test_the_largest_model_is_counted_at_once():
     assert account(preset_config("gpt3-175b")).parameters == 174_604_259_328
+
+
+def test_activation_bytes(variant):
+    """Against what autograd keeps of two blocks, weights left out; norms and attention keep a few statistics more."""
+    model, ids = make_model(variant, max_position_embeddings=256).train(), random_ids(1, 256)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    def bytes_kept(layers):
+        kept.clear()
+        model.model.layers = torch.nn.ModuleList(layers)
+        model.config.num_hidden_layers = len(layers)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model.model(ids, use_cache=False)
+        assert outputs.last_hidden_state.requires_grad
+        return sum(storage.nbytes() for storage in kept.values()) / ids.numel()
+
+    layers, costs = list(model.model.layers), account(model.config).layers
+    both, first = bytes_kept(layers), bytes_kept(layers[:1])
+    assert abs(both - first - costs[1].activation_bytes_per_token) < 0.1 * (both - first)

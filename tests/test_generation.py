@@ -5,6 +5,10 @@ import torch
 from tiny import FLASH, IMPLEMENTATIONS, VARIANTS, make_model, random_ids
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
+from hf_gpt import GPTForCausalLM, modeling_gpt
+from hf_gpt.context import extended_config
+from hf_gpt.linear import PACKED, PackedWeights
+
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 
@@ -113,6 +117,54 @@ def test_generates_from_embeddings(model):
     expected = model.generate(ids, **GREEDY)[:, 5:]
     assert torch.equal(model.generate(inputs_embeds=embeds, **GREEDY), expected)
     assert torch.equal(model.generate(inputs_embeds=embeds, cache_implementation="static", **GREEDY), expected)
+
+
+def test_long_prompts_are_read_in_parts(model, monkeypatch):
+    """Unasked, with what one reading writes; rows with padding as well."""
+    ids, mask = random_ids(2, 21), torch.ones(2, 21, dtype=torch.long)
+    mask[0, :6] = 0
+    expected = model.generate(ids, attention_mask=mask, **GREEDY)
+    lengths = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setattr(modeling_gpt, "PREFILL_CHUNK", 8)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), expected)
+    assert lengths[:4] == [8, 8, 5, 1]
+    assert model.generation_config.prefill_chunk_size is None
+    lengths.clear()
+    model.generate(ids, attention_mask=mask, prefill_chunk_size=10, **GREEDY)
+    assert lengths[:4] == [10, 10, 1, 1]
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_what_rotates_by_length_reads_prompts_whole(rope_type, monkeypatch):
+    config = extended_config(make_model(max_position_embeddings=16).config, 64, rope_type)
+    model, lengths = GPTForCausalLM(config).eval(), []
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setattr(modeling_gpt, "PREFILL_CHUNK", 8)
+    model.generate(random_ids(1, 21), **GREEDY)
+    assert lengths[0] == 21
+
+
+def test_bfloat16_decodes_with_packed_weights(variant, monkeypatch):
+    """For the length of the call, and with the logits of plain ones."""
+    model, ids = make_model(variant).to(torch.bfloat16), random_ids(2, 5)
+    options = GREEDY | {"max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
+    expected = model.generate(ids, **options).logits[0]
+    monkeypatch.setattr(PackedWeights, "WORTH", 1)
+    packings = []
+    monkeypatch.setattr(PackedWeights, "__init__", lambda self: packings.append(self) or plain(self))
+    actual = model.generate(ids, **options).logits[0]
+    assert packings
+    assert any(packings[0].kept.values())
+    assert PACKED.get() is None
+    assert torch.allclose(actual, expected, atol=0.05 * expected.abs().max().item())
+
+
+plain = PackedWeights.__init__
 
 
 class Letters:

@@ -15,6 +15,7 @@ from hf_gpt.attention_patterns import build_pattern
 from hf_gpt.sparse_attention import Kernels, Plain, Span, UnionAttention, attend_by_pieces, combine
 
 SIZES = {
+    "dense": {},
     "banded": {"sliding_window": 5},
     "strided": {"attention_stride": 4},
     "fixed": {"attention_stride": 4, "attention_summary_size": 2},
@@ -48,6 +49,7 @@ def by_operations(query, key, value, sinks, jobs):
 def problems(draw):
     pattern = draw(st.sampled_from(list(SIZES)))
     sizes = {
+        "dense": {},
         "banded": {"sliding_window": draw(st.integers(2, 300))},
         "strided": {"attention_stride": (stride := draw(st.integers(2, 80)))},
         "fixed": {"attention_stride": stride, "attention_summary_size": draw(st.integers(1, stride))},
