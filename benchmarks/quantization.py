@@ -1,24 +1,23 @@
 """Decoding in bfloat16, int8 and int4 beside float32 and beside transformers' GPT-2; and what it costs in perplexity.
 
-python benchmarks/quantization.py [--parts speed profile perplexity cache] [--rounds 5] [--text FILE ...] [--model DIR]
+python benchmarks/quantization.py [--parts speed profile perplexity] [--rounds 5] [--text FILE ...] [--model DIR]
 
 speed       GPT-2 small, 124M, random weights: 64 new tokens after 64, greedy, by generate(), one row and sixteen
 profile     where the time of one more token goes
 perplexity  a small model, trained on nine tenths of each text (kept in --model, and taken from there the next time),
-            over the last tenths
-cache       bytes of keys and values of GPT-2 small after 1,024 tokens, and the logits, by a quantised cache
+            over the last tenths; and of the model as it is, with a quantised cache
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from measure import machine, medians
-from transformers import AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
 from hf_gpt.corpus import read_files, standard_library_documentation
@@ -31,7 +30,7 @@ PROMPT, NEW_TOKENS, ROWS = 64, 64, (1, 16)
 GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 VOCABULARY, CONTEXT, HELD_OUT = 2048, 256, 0.1
-GROUPS = (32, 64, 128)
+GROUPS = (64, 128)  # beside the default
 
 
 def variants(model: GPTForCausalLM) -> dict[str, GPTForCausalLM]:
@@ -60,16 +59,12 @@ def generate(model: PreTrainedModel, rows: int) -> torch.Tensor:
     return model.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
 
 
-def calling(work: Callable, *arguments) -> Callable[[], object]:
-    return lambda: work(*arguments)
-
-
 def speed(rounds: int) -> dict[str, dict[str, float]]:
     """New tokens in a second, the prompt's forward pass included."""
     models = gpt2()
     results = {}
     for rows in ROWS:
-        seconds = medians({name: calling(generate, model, rows) for name, model in models.items()}, rounds)
+        seconds = medians({name: partial(generate, model, rows) for name, model in models.items()}, rounds)
         results[f"{rows} rows"] = {name: rows * NEW_TOKENS / value for name, value in seconds.items()}
     return results
 
@@ -103,11 +98,15 @@ def trained(folder: Path, texts: list[str], steps: int) -> tuple[GPTForCausalLM,
 
 
 @torch.inference_mode()
-def perplexity_of(model: PreTrainedModel, tokens: torch.Tensor) -> float:
-    """Over rows of the context, (N, CONTEXT)."""
+def perplexity_of(
+    model: PreTrainedModel, tokens: torch.Tensor, chunk: int = CONTEXT, cache: str | None = None
+) -> float:
+    """Over rows of the context, (N, CONTEXT), read in chunks, between which a cache of that backend keeps the past."""
     losses = []
     for rows in tokens.split(8):
-        logits = model.eval()(rows, use_cache=False).logits[:, :-1].float()
+        past = cache and QuantizedCache(cache, model.config)
+        chunks = [model.eval()(part, past_key_values=past, use_cache=past is not None) for part in rows.split(chunk, 1)]
+        logits = torch.cat([outputs.logits for outputs in chunks], dim=1)[:, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"))
     return torch.cat(losses).double().mean().exp().item()
 
@@ -118,6 +117,7 @@ def perplexity(folder: Path, texts: list[str], steps: int) -> dict[str, dict[str
     tokens = torch.tensor(held_out[: len(held_out) // CONTEXT * CONTEXT]).view(-1, CONTEXT)
     models = variants(model) | {f"int4, groups of {size}": quantize(model, "int4", group_size=size) for size in GROUPS}
     values = {name: perplexity_of(each, tokens) for name, each in models.items()}
+    values["float32, cache in fp8"] = perplexity_of(model, tokens, chunk=CONTEXT // 8, cache="fp8")
     return {
         name: {"perplexity": value, "percent": 100 * (value / values["float32"] - 1)} for name, value in values.items()
     }

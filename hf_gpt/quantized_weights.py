@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 # From so many rows on, a matrix is better made whole again and multiplied once (benchmarks/RESULTS.md).
-MANY_ROWS = {"int8": 17, "int4": 129}
+MANY_ROWS = {"int8": 17, "int4": 193}
 
 INT8_INPUTS = 16  # input features must be a multiple: beyond it, the kernel reads memory that is not its own
 INT4_GROUPS = (32, 64, 128, 256)  # input features that share a scale, as the kernel can have them
