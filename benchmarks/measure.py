@@ -58,6 +58,12 @@ def gemm_rate(dtype: torch.dtype, size: tuple[int, int, int] = (1024, 768, 3072)
     return 2 * rows * inner * columns / min(seconds)
 
 
+def read_rate(gigabytes: float = 0.5) -> float:
+    """Bytes a second that this machine reads at most from memory."""
+    numbers = torch.ones(int(gigabytes * 1e9 / 4))
+    return numbers.nbytes / medians({"sum": numbers.sum}, 9)["sum"]
+
+
 def machine() -> dict[str, str | int]:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return {

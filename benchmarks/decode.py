@@ -1,6 +1,6 @@
 """Decoding in bfloat16, int8 and int4 beside float32 and beside transformers' GPT-2; and what it costs in perplexity.
 
-python benchmarks/quantization.py [--parts speed profile perplexity] [--rounds 5] [--text FILE ...] [--model DIR]
+python benchmarks/decode.py [--parts speed profile perplexity] [--rounds 5] [--text FILE ...] [--model DIR]
 
 speed       GPT-2 small, 124M, random weights: 64 new tokens after 64, greedy, by generate(), one row and sixteen
 profile     where the time of one more token goes
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measure import machine, medians
+from measure import machine, medians, read_rate
 from transformers import AutoTokenizer, PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
@@ -27,6 +27,8 @@ from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training import RunSettings, train_model
 
 PROMPT, NEW_TOKENS, ROWS = 64, 64, (1, 16)
+PARAMETERS = 124e6
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.72, "peer float32": 4, "peer bfloat16": 2}  # of a weight
 GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 VOCABULARY, CONTEXT, HELD_OUT = 2048, 256, 0.1
@@ -60,12 +62,15 @@ def generate(model: PreTrainedModel, rows: int) -> torch.Tensor:
 
 
 def speed(rounds: int) -> dict[str, dict[str, float]]:
-    """New tokens in a second, the prompt's forward pass included."""
+    """New tokens in a second, the prompt's forward pass included; and of one row, what part of the rate at which this
+    machine reads memory the reading of the weights is."""
     models = gpt2()
     results = {}
     for rows in ROWS:
         seconds = medians({name: partial(generate, model, rows) for name, model in models.items()}, rounds)
         results[f"{rows} rows"] = {name: rows * NEW_TOKENS / value for name, value in seconds.items()}
+    rate, one_row = read_rate(), results["1 rows"]
+    results["of memory"] = {name: one_row[name] * PARAMETERS * size / rate for name, size in BYTES.items()}
     return results
 
 
