@@ -13,6 +13,9 @@ from .norms import build_norm
 from .positions import build_rotation, keep
 from .sparse_attention import Batch, Piece, attend_by_pieces
 
+# From here on one query in bfloat16 on a CPU is slow in the kernel of `sdpa` (benchmarks/RESULTS.md).
+MANY_KEYS = 256
+
 
 def eager_attention(
     module: nn.Module,
@@ -68,8 +71,7 @@ def sdpa_attention(
         return attend_by_pieces(query, key, value, s_aux, attention_mask.jobs, scaling, dropout), None
     if isinstance(attention_mask, Chosen):
         key, value, attention_mask = attention_mask.of(key), attention_mask.of(value), attention_mask.mask
-    if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-        # PyTorch's kernel is 2 to 8 times as slow there (benchmarks/RESULTS.md)
+    if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.is_cpu and key.shape[2] >= MANY_KEYS:
         return eager_attention(module, query, key, value, attention_mask, scaling, dropout, s_aux)[0], None
     if s_aux is None:
         return sdpa_attention_forward(
