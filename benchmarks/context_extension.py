@@ -40,7 +40,7 @@ SMALL = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "max_position_embeddings": SHORT,
-    # As large a part of the pairs turns once in 256 tokens as does in Llama's 2,048 with a base of 10,000.
+    # About as many of the pairs turn once in 256 tokens as do in the 2,048 of Llama with a base of 10,000.
     "rope_parameters": {"rope_theta": 366.0},
 }
 PLOT = Path(__file__).with_name("context_extension.png")
