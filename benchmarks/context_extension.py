@@ -1,6 +1,6 @@
 """A longer context: a small model with rotary positions, trained at 256 tokens and extended to 4,096 by every method.
 
-python benchmarks/context_extension.py [--text FILE ...] [--steps 800] [--tuning-steps 40] [--model FOLDER] [--plot]
+python benchmarks/context_extension.py [--text FILE ...] [--steps 800] [--tuning-steps 160] [--model FOLDER] [--plot]
 
 Perplexity on text that was held out: extended to 4,096; extended to the very length that is read; and extended to
 4,096 after a short training there, the same for each method. The targets are the same for every length: the last 255
@@ -40,7 +40,7 @@ SMALL = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "max_position_embeddings": SHORT,
-    # As large a part of the pairs turns once in 256 tokens as does in Llama's 2,048 with a base of 10,000.
+    # About as many of the pairs turn once in 256 tokens as do in the 2,048 of Llama with a base of 10,000.
     "rope_parameters": {"rope_theta": 366.0},
 }
 PLOT = Path(__file__).with_name("context_extension.png")
@@ -151,6 +151,7 @@ def plot(results: dict[str, dict[str, dict[int, float]]]) -> None:
             axis.loglog(list(row), list(row.values()), "k--" if method == "none" else "o-", label=method)
         axis.set(title=title, xlabel="tokens of context", ylabel="perplexity of the same tokens")
         axis.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
+        axis.set_xticks([], minor=True)
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which(ticker.ScalarFormatter())
         axis.legend(fontsize=8)
@@ -163,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", type=Path, help="the documentation of Python by default")
     parser.add_argument("--steps", type=int, default=800, help=f"of 16 x {SHORT} tokens, from the beginning")
-    parser.add_argument("--tuning-steps", type=int, default=40, help=f"of {LONG} tokens, once extended")
+    parser.add_argument("--tuning-steps", type=int, default=160, help=f"of {LONG} tokens, once extended")
     parser.add_argument("--model", type=Path, help="take the trained model from this folder, or keep it there")
     parser.add_argument("--plot", action="store_true", help=f"write {PLOT.name} (needs matplotlib)")
     arguments = parser.parse_args()
