@@ -110,8 +110,8 @@ def test_balances_in_training_without_being_asked():
     assert torch.allclose(asked.loss, resting.loss + 0.5 * asked.aux_loss + 0.1 * asked.z_loss)
     assert [logits.shape for logits in asked.router_logits] == [(18, 4)]
     trained = model.train()(ids, labels=ids)
-    assert torch.equal(trained.loss, asked.loss)
-    assert torch.equal(trained.lm_loss, resting.loss)
+    assert torch.allclose(trained.loss, asked.loss, rtol=1e-6)  # made in chunks, and from the logits
+    assert torch.allclose(trained.lm_loss, resting.loss, rtol=1e-6)
     assert trained.router_logits is None
     trained.loss.backward()
     model.config.router_aux_loss_coef = model.config.router_z_loss_coef = 0.0
