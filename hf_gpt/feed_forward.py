@@ -1,11 +1,23 @@
 """The feed-forward layer of a block: plain or gated."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
-from .linear import Linear, project_together
+from .linear import (
+    Linear,
+    compute_dtype,
+    is_bare,
+    matmul,
+    project_together,
+    suits_onednn,
+    weight_gradient,
+)
 
 # Names of one function: the first is written out in transformers, a stored tensor for each step of its formula.
 SAME_FUNCTION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
@@ -41,6 +53,54 @@ class ClampedGate(nn.Module):
 GATES = {"glu": ActivatedGate, "clamped_glu": ClampedGate}
 
 
+class ActivatedLinear(torch.autograd.Function):
+    """A linear layer of an activation, of which only what enters it is kept: the activation is computed once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        activate: Callable[..., torch.Tensor],
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *entering: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.activate, ctx.bias_dtype = activate, None if bias is None else bias.dtype
+        ctx.save_for_backward(weight, *entering)
+        active = activate(*entering)
+        return matmul(active, weight.to(active.dtype).t(), None if bias is None else bias.to(active.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, *entering = ctx.saved_tensors
+        _, of_weight, of_bias, *of_entering = ctx.needs_input_grad
+        entering = [each.detach().requires_grad_() for each in entering]
+        with torch.enable_grad():
+            active = ctx.activate(*entering)
+        to_entering = [None] * len(entering)
+        if any(of_entering):
+            to_entering = torch.autograd.grad(active, entering, matmul(gradient, weight.to(gradient.dtype)))
+        gradient, active = gradient.flatten(0, -2), active.detach().flatten(0, -2)
+        to_weight = weight_gradient(gradient, active).to(weight.dtype) if of_weight else None
+        to_bias = gradient.sum(dim=0, dtype=ctx.bias_dtype) if of_bias else None
+        return None, to_weight, to_bias, *to_entering
+
+
+# What is larger is computed once more in the backward pass: a CPU's allocator would map its memory anew in every step.
+KEPT_BYTES = 32 * 2**20
+
+
+def activate_and_project(
+    activate: Callable[..., torch.Tensor], layer: nn.Module, *entering: torch.Tensor
+) -> torch.Tensor:
+    """layer(activate(entering)); a large activation, on a CPU where gradients are recorded, is not kept."""
+    if torch.is_grad_enabled() and entering[0].nbytes > KEPT_BYTES and is_bare(layer):
+        dtype = compute_dtype(entering[0])
+        if entering[0].dtype == dtype and suits_onednn(dtype, layer.weight, layer.bias, *entering):
+            return ActivatedLinear.apply(activate, layer.weight, layer.bias, *entering)
+    return layer(activate(*entering))
+
+
 class MLP(nn.Module):
     """down(act(up(x))), (B, T, hidden_size) to the same."""
 
@@ -52,7 +112,7 @@ class MLP(nn.Module):
         self.act_fn = build_activation(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return activate_and_project(self.act_fn, self.down_proj, self.up_proj(hidden_states))
 
 
 class GatedMLP(nn.Module):
@@ -67,8 +127,8 @@ class GatedMLP(nn.Module):
         self.combine = GATES[config.mlp_type](config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate, up = project_together(hidden_states, self.gate_proj, self.up_proj)
-        return self.down_proj(self.combine(gate, up))
+        gate_and_up = project_together(hidden_states, self.gate_proj, self.up_proj)
+        return activate_and_project(self.combine, self.down_proj, *gate_and_up)
 
 
 def build_mlp(config: GPTConfig, inner: int) -> nn.Module:
