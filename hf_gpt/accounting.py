@@ -53,9 +53,9 @@ KEPT_WIDTHS = {"mlp": 2, "glu": 4, "clamped_glu": 7}
 
 
 def kept_for_backward(config: GPTConfig, layer_idx: int) -> int:
-    """Numbers that a block keeps for each token from forward to backward, in training on a CPU without dropout, as long as
-    activations are small enough to be kept (`feed_forward.KEPT_BYTES`): what
-    enters every product and norm, what attention reads and writes, and the steps of the activation."""
+    """Numbers that a block keeps for each token from forward to backward, in training on a CPU without dropout: what
+    enters every product and norm, what attention reads and writes, and the steps of the activation, as long as they are
+    small enough to be kept (`feed_forward.KEPT_BYTES`)."""
     width, query = config.hidden_size, config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
     norms = 1 if config.shared_norm else 2

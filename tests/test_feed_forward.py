@@ -65,6 +65,6 @@ def test_only_what_enters_is_kept(mlp_type, monkeypatch):
         weights = {parameter.untyped_storage().data_ptr() for parameter in mlp.parameters()}
         return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
 
-    assert bytes_kept() > 4 * 5 * (32 + 2 * 128)
+    assert bytes_kept() >= 4 * 5 * (32 + 2 * 128)
     monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
     assert bytes_kept() <= 4 * 5 * (32 + (1 if mlp_type == "mlp" else 2) * 128)
