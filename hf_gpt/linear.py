@@ -112,17 +112,18 @@ class PackedWeights:
 
     def __init__(self) -> None:
         self.kept: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None] | None] = {}
+        self.sources: list[Sequence[torch.Tensor | None]] = []  # held, so that no other tensor gets their identity
         self.bytes = 0
 
     def of(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weights, and then as many biases, as one of each; None where there is no room."""
         key = tuple(map(id, parameters))
-        if key not in self.kept:
+        if key not in self.kept and self.bytes < self.BYTES:
             weight, bias = joined(parameters, torch.bfloat16)
+            self.kept[key] = torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
+            self.sources.append(parameters)
             self.bytes += weight.nbytes
-            fits = self.bytes <= self.BYTES
-            self.kept[key] = (torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias) if fits else None
-        return self.kept[key]
+        return self.kept.get(key)
 
 
 # Those of the generate() that runs.
@@ -136,10 +137,10 @@ def reads_packed(states: torch.Tensor, weight: torch.Tensor) -> bool:
     return states.dtype == weight.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
 
 
-def project(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + b by oneDNN, where it suits: weights, and then as many biases, as in `OneDNNLinear`."""
-    dtype = compute_dtype(states)
-    states = states.to(dtype)
+def project(states: torch.Tensor, dtype: torch.dtype, *parameters: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b by oneDNN, in a precision that suits it: weights, and then as many biases, as in `OneDNNLinear`."""
+    if states.dtype != dtype:
+        states = states.to(dtype)
     if torch.is_grad_enabled():
         return OneDNNLinear.apply(states, *parameters)
     kept = PACKED.get().of(parameters) if reads_packed(states, parameters[0]) else None
@@ -155,11 +156,12 @@ class Linear(nn.Linear):
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if (product := PRODUCTS.get(type(self.weight).__name__)) is not None:
-            return product(states, self.weight, self.bias)
-        if not suits_onednn(compute_dtype(states), states, self.weight, self.bias):
-            return nn.functional.linear(states, self.weight, self.bias)
-        return project(states, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        if (product := PRODUCTS.get(type(weight).__name__)) is not None:
+            return product(states, weight, bias)
+        if not suits_onednn(dtype := compute_dtype(states), states, weight, bias):
+            return nn.functional.linear(states, weight, bias)
+        return project(states, dtype, weight, bias)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -170,9 +172,10 @@ def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch
     """What each of several layers makes of the same states; in one product where one weight for all is at hand or
     worth making: for gradients, and packed."""
     if all(map(is_bare, layers)) and (torch.is_grad_enabled() or reads_packed(states, layers[0].weight)):
-        parameters = [*[layer.weight for layer in layers], *[layer.bias for layer in layers]]
-        if suits_onednn(compute_dtype(states), states, *parameters):
-            return project(states, *parameters).split([layer.out_features for layer in layers], dim=-1)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        alike = len({bias is None for bias in biases}) == 1
+        if alike and suits_onednn(dtype := compute_dtype(states), states, *weights, *biases):
+            return project(states, dtype, *weights, *biases).split([len(weight) for weight in weights], dim=-1)
     return [layer(states) for layer in layers]
 
 

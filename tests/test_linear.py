@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gpt.linear import PACKED, Linear, PackedWeights, project_together
+from hf_gpt.linear import ONEDNN_LINEAR, PACKED, Linear, PackedWeights, project_together
 
 SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
 
@@ -113,8 +113,29 @@ def test_packed_weights_are_the_weights(rows):
 
 def test_packed_weights_have_a_limit(monkeypatch):
     monkeypatch.setattr(PackedWeights, "BYTES", 100)
-    packed = PackedWeights()
-    assert packed.of((torch.randn(8, 8).bfloat16(), None)) is None
+    packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
+    assert packed.of((first, None)) is not None
+    assert packed.of((second, None)) is None
+    assert packed.of((first, None)) is not None
+
+
+def test_packed_weights_are_never_those_of_another():
+    """Weights that come and go, as offloading has them."""
+    packed, states = PackedWeights(), torch.randn(1, 8).bfloat16()
+    with torch.no_grad():
+        for _ in range(20):
+            weight = torch.randn(8, 8).bfloat16()
+            kept, _ = packed.of((weight, None))
+            actual = ONEDNN_LINEAR(states, kept, None, "none", [], "")
+            assert torch.allclose(actual, states @ weight.t(), atol=0.1)
+            del weight
+
+
+def test_layers_with_and_without_bias_are_asked_one_by_one():
+    three = [Linear(24, 8, bias=bias) for bias in (False, True, True)]
+    states = torch.randn(2, 24)
+    for actual, layer in zip(project_together(states, *three), three, strict=True):
+        assert torch.allclose(actual, nn.functional.linear(states, layer.weight, layer.bias), atol=1e-6)
 
 
 def test_onednn_is_what_it_runs():
