@@ -94,9 +94,10 @@ def activate_and_project(
     activate: Callable[..., torch.Tensor], layer: nn.Module, *entering: torch.Tensor
 ) -> torch.Tensor:
     """layer(activate(entering)); a large activation, on a CPU where gradients are recorded, is not kept."""
-    if torch.is_grad_enabled() and entering[0].nbytes > KEPT_BYTES and is_bare(layer):
+    if torch.is_grad_enabled() and is_bare(layer):
         dtype = compute_dtype(entering[0])
-        if entering[0].dtype == dtype and suits_onednn(dtype, layer.weight, layer.bias, *entering):
+        suits = entering[0].dtype == dtype and suits_onednn(dtype, layer.weight, layer.bias, *entering)
+        if suits and entering[0].nbytes > KEPT_BYTES:
             return ActivatedLinear.apply(activate, layer.weight, layer.bias, *entering)
     return layer(activate(*entering))
 
