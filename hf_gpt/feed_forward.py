@@ -82,7 +82,7 @@ class ActivatedLinear(torch.autograd.Function):
             to_entering = torch.autograd.grad(active, entering, matmul(gradient, weight.to(gradient.dtype)))
         gradient, active = gradient.flatten(0, -2), active.detach().flatten(0, -2)
         to_weight = weight_gradient(gradient, active).to(weight.dtype) if of_weight else None
-        to_bias = gradient.sum(dim=0, dtype=ctx.bias_dtype) if of_bias else None
+        to_bias = gradient.sum(dim=0).to(ctx.bias_dtype) if of_bias else None
         return None, to_weight, to_bias, *to_entering
 
 

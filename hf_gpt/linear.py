@@ -82,7 +82,7 @@ class OneDNNLinear(torch.autograd.Function):
         if any(needed[: len(weights)]):
             to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
         if any(needed[len(weights) :]):
-            to_biases = gradient.sum(dim=0, dtype=biases[0].dtype).split(rows)
+            to_biases = gradient.sum(dim=0).to(biases[0].dtype).split(rows)
         given = (*to_weights, *to_biases)
         return to_states, *(each if need else None for each, need in zip(given, needed, strict=True))
 

@@ -21,7 +21,7 @@ CACHED_ROWS = 16
 # Into how many chunks a head goes that other processes wait for at each call, or that is compiled.
 PIECES = 8
 # Rows of the weight's gradient that are added to at once, where that is not done by the product itself.
-ADDED_ROWS = 8192
+ADDED_ROWS = 1024
 
 
 def per_item(
