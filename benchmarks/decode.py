@@ -1,6 +1,6 @@
 """Decoding in bfloat16, int8 and int4 beside float32 and beside transformers' GPT-2; and what it costs in perplexity.
 
-python benchmarks/decode.py [--parts speed profile perplexity] [--rounds 5] [--text FILE ...] [--model DIR]
+python benchmarks/decode.py [--parts speed profile perplexity] [--rounds 5] [--text FILE ...] [--model DIR] [--plot]
 
 speed       GPT-2 small, 124M, random weights: 64 new tokens after 64, greedy, by generate(), one row and sixteen
 profile     where the time of one more token goes
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measure import machine, medians, read_rate
+from measure import machine, medians, plot_bars, read_rate
 from transformers import AutoTokenizer, PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
@@ -128,6 +128,17 @@ def perplexity(folder: Path, texts: list[str], steps: int) -> dict[str, dict[str
     }
 
 
+def plot(rates: dict[str, dict[str, float]]) -> None:
+    charts = {}
+    for rows in ROWS:
+        groups: dict[str, dict[str, float]] = {}
+        for name, rate in rates[f"{rows} rows"].items():
+            *peer, dtype = name.split()
+            groups.setdefault(dtype, {})["GPT2LMHeadModel" if peer else "ours"] = rate
+        charts[f"new tokens in a second, {rows} rows"] = groups
+    plot_bars(charts, Path(__file__).with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("speed", "profile", "perplexity")
@@ -136,11 +147,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--text", nargs="+", type=Path, help="the documentation of Python otherwise")
     parser.add_argument("--model", type=Path, help="where the trained model is, or is to be")
+    parser.add_argument("--plot", action="store_true", help="draw the speed (needs matplotlib)")
     arguments = parser.parse_args()
 
     results = {}
     if "speed" in arguments.parts:
-        results["new tokens in a second"] = speed(arguments.rounds)
+        results["new tokens in a second"] = rates = speed(arguments.rounds)
+        if arguments.plot:
+            plot(rates)
     if "profile" in arguments.parts:
         results["milliseconds of one more token"] = profile()
     if "perplexity" in arguments.parts:

@@ -1,6 +1,6 @@
 """Long inputs: reading and writing with banded layers, whole and in chunks, beside a dense cache and GPT-Neo's class.
 
-python benchmarks/long_context.py [--lengths 8192 32768 131072]
+python benchmarks/long_context.py [--lengths 8192 32768 131072] [--models banded half dense gpt_neo] [--plot]
 
 Each case runs in a process of its own; the peak is its VmHWM, imports and weights included.
 """
@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import transformers
-from measure import machine, peak_gigabytes
+from measure import machine, peak_gigabytes, plot_bars
 from transformers import LogitsProcessor
 
 from hf_gpt import GPTConfig, GPTForCausalLM
@@ -82,10 +83,27 @@ def run(name: str, length: int, chunk: int) -> dict[str, float] | None:
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
+def plot(results: dict[str, dict[str, float] | None]) -> None:
+    titles = {
+        "read_us_per_token": "microseconds to read a token",
+        "write_ms_per_token": "milliseconds to write one",
+        "peak_gigabytes": "peak of memory, GB",
+    }
+    charts: dict[str, dict[str, dict[str, float]]] = {title: {} for title in titles.values()}
+    for case, row in results.items():
+        name, length, _, chunk = case.split()
+        series = name if length == chunk else f"{name}, by {chunk}"
+        for key, title in titles.items():
+            if row is not None:
+                charts[title].setdefault(f"{int(length):,} tokens", {})[series] = row[key]
+    plot_bars(charts, Path(__file__).with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--models", nargs="+", default=list(LONGEST), choices=LONGEST)
+    parser.add_argument("--plot", action="store_true", help="draw what was measured (needs matplotlib)")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -98,6 +116,8 @@ def main() -> None:
             for chunk in (length, CHUNK) if length <= LONGEST[name] else ():
                 results[f"{name} {length} by {chunk}"] = row = run(name, length, chunk)
                 print(f"{name:8}{length:>8}{chunk:>8}", json.dumps(row), flush=True)
+    if arguments.plot:
+        plot(results)
     print(json.dumps({"machine": machine(), "window": WINDOW, "results": results}))
 
 

@@ -75,6 +75,25 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def plot_bars(charts: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
+    """A chart for each title, of groups of bars; those of one name have one colour."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(charts), figsize=(5 * len(charts), 4.5), squeeze=False)
+    for axis, (title, groups) in zip(axes[0], charts.items(), strict=True):
+        names = list(dict.fromkeys(name for group in groups.values() for name in group))
+        width = 0.8 / len(names)
+        for number, name in enumerate(names):
+            places = [place + number * width for place, group in enumerate(groups.values()) if name in group]
+            drawn = axis.bar(places, [group[name] for group in groups.values() if name in group], width, label=name)
+            axis.bar_label(drawn, fmt="%.3g", fontsize=7)
+        axis.set_xticks([place + (0.8 - width) / 2 for place in range(len(groups))], list(groups), fontsize=7)
+        axis.set(title=title)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=75)
+
+
 def report(rows: dict[str, dict[str, float]]) -> None:
     """A table, and the same as JSON on the last line."""
     print(f"{'':32}{'ours':>10}{'peer':>10}{'ratio':>8}")

@@ -1,22 +1,31 @@
 """A training step of GPT-2 small beside transformers' GPT2LMHeadModel with the same weights: time, and peak of memory.
 
-python benchmarks/train_step.py [--rounds 9] [--parts time memory loss]
+python benchmarks/train_step.py [--rounds 9] [--parts time memory loss] [--plot]
+
+time    2 x 512 tokens, forward and backward
+memory  what a step adds to weights and gradients at its peak, each in a process of its own
+loss    the loss alone by all that there is to choose from, its peak in a process of its own
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 import transformers
-from measure import added_gigabytes, gemm_rate, machine, medians
+from measure import added_gigabytes, gemm_rate, machine, medians, plot_bars
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+from torch.utils.checkpoint import checkpoint
 
 from hf_gpt import GPTForCausalLM, preset_config
 from hf_gpt.accounting import account
 from hf_gpt.losses import LinearCrossEntropy, Terms
 
+SIDES = ("ours", "peer")
 SHAPES = [(2, 512), (4, 1024)]
 PRECISIONS = {"float32": torch.float32, "bfloat16 autocast": torch.bfloat16}
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), 0.0)
@@ -38,13 +47,13 @@ def step(model: torch.nn.Module, rows: int, length: int, dtype: torch.dtype) -> 
 
 
 def time_of_steps(rounds: int) -> list[dict]:
-    models = {side: build(side) for side in ("ours", "peer")}
+    models = {side: build(side) for side in SIDES}
     rows, length = SHAPES[0]
     costs = account(models["ours"].config, length)
     flops = rows * length * costs.training_flops_per_token
     results = []
     for name, dtype in PRECISIONS.items():
-        calls = {side: lambda model=model: step(model, rows, length, dtype) for side, model in models.items()}  # noqa: B023
+        calls = {side: partial(step, model, rows, length, dtype) for side, model in models.items()}
         seconds, rate = medians(calls, rounds), gemm_rate(dtype)
         results.append(
             {"step": f"{name}, {rows} x {length}", **seconds, "times": seconds["peer"] / seconds["ours"]}
@@ -53,58 +62,77 @@ def time_of_steps(rounds: int) -> list[dict]:
     return results
 
 
-def memory_of_step(side: str, rows: int, length: int, precision: str) -> float:
+def memory_of_step(side: str, rows: str, length: str, precision: str) -> float:
     """Gigabytes above weights and gradients, in this process."""
     model = build(side)
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
-    return added_gigabytes(lambda: step(model, rows, length, PRECISIONS[precision])) - gradients
+    return added_gigabytes(lambda: step(model, int(rows), int(length), PRECISIONS[precision])) - gradients
+
+
+def alone(*arguments: object) -> float:
+    """The gigabytes of one case in a process of its own."""
+    command = [sys.executable, __file__, "--alone", *map(str, arguments)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def memory_of_steps() -> list[dict]:
-    """Each in a process of its own."""
     results = []
     for precision in PRECISIONS:
         for rows, length in SHAPES:
-            peaks = {}
-            for side in ("ours", "peer"):
-                command = [sys.executable, __file__, "--memory-of", side, str(rows), str(length), precision]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                peaks[side] = float(done.stdout.split()[-1])
+            peaks = {side: alone("step", side, rows, length, precision) for side in SIDES}
             results.append({"peak": f"{precision}, {rows} x {length}", **peaks, "part": peaks["ours"] / peaks["peer"]})
     return results
 
 
-def losses(rounds: int, tokens: int = 1024, vocabulary: int = 50257, width: int = 768) -> list[dict]:
-    """The loss alone, forward and backward, by all that there is to choose from."""
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def from_logits(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy((states @ weight.t()).float(), targets)
+
+
+def checkpointed(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int = 128) -> torch.Tensor:
+    def loss(some: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(some @ weight.t(), expected, reduction="sum")
+
+    chunks = zip(states.split(rows), targets.split(rows), strict=True)
+    return sum(checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / len(states)
+
+
+def torchs(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear_cross_entropy(states, weight, targets, options=LinearCrossEntropyOptions())
+
+
+def ours(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return LinearCrossEntropy.apply(states, weight, None, targets, torch.tensor(len(states)), Terms())
+
+
+LOSSES = {"ours": ours, "full logits": from_logits, "checkpointed chunks": checkpointed, "torch's": torchs}
+
+
+def run_loss(tokens: int = 1024, vocabulary: int = 50257, width: int = 768) -> Callable[[Loss], None]:
+    """A call of a loss, forward and backward, on states and a weight made here."""
     states = torch.randn(tokens, width, requires_grad=True)
     weight = (0.02 * torch.randn(vocabulary, width)).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,))
 
-    def full() -> torch.Tensor:
-        return torch.nn.functional.cross_entropy((states @ weight.t()).float(), targets)
-
-    def checkpointed(rows: int = 128) -> torch.Tensor:
-        def loss(some: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(some @ weight.t(), expected, reduction="sum")
-
-        chunks = zip(states.split(rows), targets.split(rows), strict=True)
-        return sum(torch.utils.checkpoint.checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / tokens
-
-    def torchs() -> torch.Tensor:
-        options = LinearCrossEntropyOptions()
-        return torch.nn.functional.linear_cross_entropy(states, weight, targets, options=options)
-
-    def ours() -> torch.Tensor:
-        return LinearCrossEntropy.apply(states, weight, None, targets, torch.tensor(tokens), Terms())
-
-    def run(loss) -> None:
+    def run(loss: Loss) -> None:
         states.grad = weight.grad = None
-        loss().backward()
+        loss(states, weight, targets).backward()
 
-    ways = {"ours": ours, "full logits": full, "checkpointed chunks": checkpointed, "torch's": torchs}
-    seconds = medians({name: lambda way=way: run(way) for name, way in ways.items()}, rounds)
-    added = {name: added_gigabytes(lambda way=way: run(way)) for name, way in ways.items()}
-    return [{"loss": name, "seconds": seconds[name], "gigabytes": added[name]} for name in ways]
+    return run
+
+
+def memory_of_loss(name: str) -> float:
+    """Gigabytes, the gradients among them, in this process."""
+    run = run_loss()
+    return added_gigabytes(lambda: run(LOSSES[name]))
+
+
+def losses(rounds: int) -> list[dict]:
+    run = run_loss()
+    seconds = medians({name: partial(run, loss) for name, loss in LOSSES.items()}, rounds)
+    return [{"loss": name, "seconds": seconds[name], "gigabytes": alone("loss", name)} for name in LOSSES]
 
 
 def show(rows: list[dict]) -> None:
@@ -113,15 +141,28 @@ def show(rows: list[dict]) -> None:
         print("  ".join(cells), flush=True)
 
 
+def plot(results: dict[str, list[dict]]) -> None:
+    charts = {}
+    if "time" in results:
+        charts["seconds of a step"] = {row["step"]: {side: row[side] for side in SIDES} for row in results["time"]}
+    if "memory" in results:
+        title = "GB above weights and gradients"
+        charts[title] = {row["peak"]: {side: row[side] for side in SIDES} for row in results["memory"]}
+    if "loss" in results:
+        charts["the loss alone"] = {row.pop("loss"): row for row in map(dict, results["loss"])}
+    plot_bars(charts, Path(__file__).with_suffix(".png"))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--parts", nargs="+", default=["time", "memory", "loss"])
-    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--plot", action="store_true", help="draw what was measured (needs matplotlib)")
+    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        side, rows, length, precision = arguments.memory_of
-        print(memory_of_step(side, int(rows), int(length), precision))
+    if arguments.alone:
+        what, *case = arguments.alone
+        print({"step": memory_of_step, "loss": memory_of_loss}[what](*case))
         return
     rounds = arguments.rounds
     parts = {"time": lambda: time_of_steps(rounds), "memory": memory_of_steps, "loss": lambda: losses(rounds)}
@@ -129,6 +170,8 @@ def main() -> None:
     for name in arguments.parts:
         results[name] = parts[name]()
         show(results[name])
+    if arguments.plot:
+        plot(results)
     print(json.dumps({"machine": machine(), **results}))
 
 
