@@ -179,7 +179,11 @@ def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch
     return [layer(states) for layer in layers]
 
 
-def is_bare(layer: nn.Module) -> bool:
-    """A linear layer that nothing is wrapped round: its call would do no more than multiply."""
-    wrapped = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
-    return type(layer) in (Linear, nn.Linear) and not wrapped
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
+    """A linear layer, or one of just these types, that nothing is wrapped round: a call does what the type does."""
+    attributes = vars(layer)
+    wrapped = "forward" in attributes or any(attributes[hooks] for hooks in HOOKS)
+    return type(layer) in (types or (Linear, nn.Linear)) and not wrapped

@@ -154,6 +154,7 @@ def language_model_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
     ignore_index: int = IGNORED,
+    tied_weight: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
     """The loss of predicting each next token, from what enters the output layer; the logits of all tokens never exist
@@ -169,6 +170,7 @@ def language_model_loss(
         num_items_in_batch: divisor of the sum; by default the number of targets.
         shift_labels: (B, T), targets that stand where they are predicted; instead of `labels`.
         ignore_index: what is no target. Without any target the mean is NaN, as in PyTorch.
+        tied_weight: the weight of the head as `look_up_tied` gives it.
 
     Raises:
         ValueError: a label outside the vocabulary (on the CPU; an accelerator asserts).
@@ -185,7 +187,8 @@ def language_model_loss(
     if isinstance(head, nn.Module) and is_bare(head) and is_plain(states, head.weight, head.bias):
         kept = counted.nonzero()[:, 0]
         states = states.index_select(0, kept).to(compute_dtype(states))
-        return LinearCrossEntropy.apply(states, head.weight, head.bias, targets[kept], divisor, terms)
+        weight = head.weight if tied_weight is None else tied_weight
+        return LinearCrossEntropy.apply(states, weight, head.bias, targets[kept], divisor, terms)
 
     def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = head(states)

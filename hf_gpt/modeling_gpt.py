@@ -38,7 +38,7 @@ from .attention_masks import create_attention_masks
 from .balancing import Balance, measure_balance, weighted_losses
 from .caches import expect_tokens, shape_cache
 from .configuration_gpt import OWN_PATTERNS, GPTConfig
-from .embedding import Embedding
+from .embedding import Embedding, look_up_tied, worth_tying
 from .experts import Experts
 from .linear import PACKED, Linear, PackedWeights
 from .losses import Terms, language_model_loss, per_item
@@ -527,6 +527,11 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             mixture of experts also `lm_loss`, `aux_loss` and `z_loss`, whose weighted sum `loss` is, and
             `tokens_per_expert`: in training, or where `output_router_logits` asks for it.
         """
+        skip_logits, tied_weight = self.skips_logits(skip_logits, labels), None
+        if skip_logits and inputs_embeds is None and worth_tying(self.model.embed_tokens, self.lm_head, input_ids):
+            check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
+            inputs_embeds, tied_weight = look_up_tied(self.lm_head.weight, input_ids)
+            input_ids = None
         outputs, balance = self.run_decoder(
             input_ids,
             attention_mask,
@@ -537,11 +542,11 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             **kwargs,
         )
         hidden_states, logits, loss, lm_loss = outputs.last_hidden_state, None, None, None
-        if not self.skips_logits(skip_logits, labels):
+        if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
-            lm_loss = self.compute_loss(hidden_states, logits, labels, **kwargs)
+            lm_loss = self.compute_loss(hidden_states, logits, labels, tied_weight=tied_weight, **kwargs)
             targets = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
             loss = self.add_balance(lm_loss, balance, targets, kwargs.get("num_items_in_batch"))
         outputs = GPTCausalLMOutput(
@@ -567,7 +572,12 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         return self.training if asked is None else asked
 
     def compute_loss(
-        self, hidden_states: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        logits: torch.Tensor | None,
+        labels: torch.Tensor,
+        tied_weight: torch.Tensor | None,
+        **kwargs,
     ) -> torch.Tensor:
         """The loss of the language model, from the logits if they are there."""
         if hasattr(self, "_loss_function"):
@@ -575,7 +585,8 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         terms = Terms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else Terms()
         whole = logits is not None and logits.shape[1] == hidden_states.shape[1]
         head, states = (keep, logits) if whole else (self.lm_head, hidden_states)
-        return language_model_loss(head, states, labels, terms=terms, vocab_size=self.config.vocab_size, **kwargs)
+        known = {"terms": terms, "vocab_size": self.config.vocab_size, "tied_weight": tied_weight}
+        return language_model_loss(head, states, labels, **known, **kwargs)
 
 
 class GPTTaskModel(GPTHeadModel):
