@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .linear import is_bare, is_plain
+from .positions import check_indices
 from .quantized_weights import look_up_int8
 
 
@@ -65,9 +66,13 @@ def look_up_tied(weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
 
     The gradient of the embeddings is added to that of the output layer in place. Otherwise autograd writes it out
     first: of GPT-2 that is 154 MB, nearly all zero, and a twentieth of a training step.
+
+    Raises:
+        ValueError: a token id outside the vocabulary.
     """
+    check_indices("input_ids", ids, "vocab_size", len(weight))
     shared = WrittenOut.apply(weight)
+    # The head's comes first: what is recorded first waits, in the backward pass, for all the others; and a dense
+    # gradient that follows a sparse one takes it in place.
     for_head = torch.ops.aten.alias(shared)
-    # Autograd adds in place what comes second to what is sparse: the head's gradient waits until all others are there.
-    for_head.grad_fn._set_sequence_nr(0)
     return Lookup.apply(shared, ids), for_head

@@ -529,7 +529,6 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         """
         skip_logits, tied_weight = self.skips_logits(skip_logits, labels), None
         if skip_logits and inputs_embeds is None and worth_tying(self.model.embed_tokens, self.lm_head, input_ids):
-            check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
             inputs_embeds, tied_weight = look_up_tied(self.lm_head.weight, input_ids)
             input_ids = None
         outputs, balance = self.run_decoder(

@@ -15,6 +15,7 @@ from tiny import make_model, random_ids
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
 from hf_gpt.conversion import convert
 from hf_gpt.modeling_gpt import AUTO_CLASSES
+from hf_gpt.quantization import quantize
 
 # Runs where hf_gpt cannot be imported: loads a folder through an Auto class, saves it again, prints what it computes.
 STRANGER = """
@@ -64,6 +65,15 @@ def here(auto_class: str, folder: Path, ids: torch.Tensor) -> list:
         if model.can_generate():
             return model.generate(rows, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
         return model(rows, attention_mask=torch.ones_like(rows))[0].tolist()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantised_weights_load_without_hf_gpt(tmp_path, scheme):
+    saved, first, second, ids = tmp_path / "saved", tmp_path / "first", tmp_path / "second", random_ids(2, 5)
+    quantize(make_model(pad_token_id=0), scheme).save_pretrained(saved)
+    expected = {"AutoModelForCausalLM": here("AutoModelForCausalLM", saved, ids)}
+    assert stranger(saved, first, ids, *expected) == expected
+    assert stranger(first, second, ids, *expected) == expected
 
 
 def test_loads_and_saves_again_without_hf_gpt(tmp_path):
