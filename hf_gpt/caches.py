@@ -1,6 +1,6 @@
-"""Cache layers of the sparse patterns; dense and banded layers have those of transformers."""
+"""Cache layers of the patterns; banded layers have those of transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,13 +8,13 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from .attention_patterns import Fixed, build_pattern
-from .configuration_gpt import OWN_PATTERNS, GPTConfig
+from .configuration_gpt import GPTConfig
 
 
 class GrowingLayer(DynamicLayer):
     """A dynamic cache layer that leaves room for the next tokens, instead of copying everything at each of them.
 
-    It is for strided layers, which read few of the keys that they must keep. A copy that goes its own way must be deep.
+    A strided layer reads few of the keys that it must keep. A copy that goes its own way must be deep.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class GrowingLayer(DynamicLayer):
         self.rooms: tuple[torch.Tensor, ...] = ()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which want no memory that is written again
+        if not self.leaves_room(key_states):
             return super().update(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -39,6 +39,10 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, : past + key_states.shape[2]] for room in self.rooms)
         return self.keys, self.values
 
+    def leaves_room(self, states: torch.Tensor) -> bool:
+        """Gradients and compilers want no memory that is written again."""
+        return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
     def offload(self) -> None:
         self.rooms = ()  # which would hold on to the device's memory
         super().offload()
@@ -52,6 +56,14 @@ class GrowingLayer(DynamicLayer):
     @staticmethod
     def _ample(length: int) -> int:
         return length + max(64, length // 16)
+
+
+class DenseLayer(GrowingLayer):
+    """The same in float32 on a CPU alone. In bfloat16 oneDNN would copy keys that do not fill their memory, and on an
+    accelerator it was not measured (benchmarks/RESULTS.md)."""
+
+    def leaves_room(self, states: torch.Tensor) -> bool:
+        return states.is_cpu and states.dtype == torch.float32 and super().leaves_room(states)
 
 
 class FixedLayer(DynamicLayer):
@@ -162,15 +174,20 @@ class FixedLayer(DynamicLayer):
             self.positions = self.positions[indices]
 
 
+# What makes the layer of each pattern, where it is not transformers'.
+LAYERS: dict[str, Callable[[GPTConfig], DynamicLayer]] = {
+    "dense": lambda config: DenseLayer(),
+    "strided": lambda config: GrowingLayer(),
+    "fixed": lambda config: FixedLayer(build_pattern(config, "fixed")),
+}
+
+
 def shape_cache(config: GPTConfig, cache: Cache | None) -> None:
     """Give the layers of a dynamic cache, while they are empty, the form of their patterns."""
     for layer_idx, pattern in enumerate(config.attention_patterns):
-        if pattern not in OWN_PATTERNS:
-            continue
         layer = layer_of(cache, layer_idx)
-        if type(layer) is DynamicLayer and not layer.is_initialized:
-            own = GrowingLayer() if pattern == "strided" else FixedLayer(build_pattern(config, pattern))
-            cache.layers[layer_idx] = own
+        if pattern in LAYERS and type(layer) is DynamicLayer and not layer.is_initialized:
+            cache.layers[layer_idx] = LAYERS[pattern](config)
 
 
 def expect_tokens(cache: Cache | None, attention_mask: torch.Tensor | Mapping[str, Any] | None, length: int) -> None:

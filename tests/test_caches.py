@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hf_gpt.attention_patterns import Fixed
-from hf_gpt.caches import FixedLayer, GrowingLayer, logical_positions
+from hf_gpt.caches import DenseLayer, FixedLayer, GrowingLayer, logical_positions
 
 STRIDE, SUMMARY = 4, 2
 
@@ -110,7 +110,7 @@ def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
     model, ids = make_model(variant), random_ids(2, 11)
     made, given = model(ids).past_key_values, DynamicCache(config=model.config)
     model(ids, past_key_values=given)
-    own = {"dense": "DynamicLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
+    own = {"dense": "DenseLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
     for cache in (made, given):
         assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
         assert [layer.keys.shape[2] for layer in cache.layers] == kept_keys
@@ -193,9 +193,10 @@ def test_moves_between_devices():
     assert kept(layer) == needed(10)
 
 
+@pytest.mark.parametrize("growing_class", [GrowingLayer, DenseLayer])
 @torch.no_grad()
-def test_a_growing_layer_does_what_a_dynamic_one_does():
-    growing, dynamic = GrowingLayer(), DynamicLayer()
+def test_a_growing_layer_does_what_a_dynamic_one_does(growing_class):
+    growing, dynamic = growing_class(), DynamicLayer()
     steps = [
         lambda layer: layer.update(*states(5, batch=2)),
         lambda layer: layer.update(*states(1, batch=2, start=5)),
@@ -220,15 +221,23 @@ def test_a_growing_layer_does_what_a_dynamic_one_does():
         assert growing.get_mask_sizes(3) == dynamic.get_mask_sizes(3)
 
 
-def test_a_growing_layer_is_seldom_copied():
-    layer = GrowingLayer()
-    with torch.no_grad():
-        layer.update(*states(1000))
-        places = set()
-        for slot in range(1000, 1060):
-            layer.update(*states(1, start=slot))
-            places.add(layer.keys.data_ptr())
-    assert len(places) == 1
+@pytest.mark.parametrize(
+    ("layer", "dtype", "grows"),
+    [
+        (GrowingLayer(), torch.float32, True),
+        (GrowingLayer(), torch.bfloat16, True),
+        (DenseLayer(), torch.float32, True),
+        (DenseLayer(), torch.bfloat16, False),
+    ],
+)
+@torch.no_grad()
+def test_a_growing_layer_is_seldom_copied(layer, dtype, grows):
+    layer.update(*(each.to(dtype) for each in states(1000)))
+    places = set()
+    for slot in range(1000, 1060):
+        layer.update(*(each.to(dtype) for each in states(1, start=slot)))
+        places.add(layer.keys.untyped_storage().nbytes())
+    assert (len(places) == 1) == grows
 
 
 def test_a_growing_layer_goes_on_outside_of_inference_mode_and_with_gradients():
