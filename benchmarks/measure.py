@@ -86,7 +86,7 @@ def plot_bars(charts: dict[str, dict[str, dict[str, float]]], file: Path) -> Non
         for number, name in enumerate(names):
             places = [place + number * width for place, group in enumerate(groups.values()) if name in group]
             drawn = axis.bar(places, [group[name] for group in groups.values() if name in group], width, label=name)
-            axis.bar_label(drawn, fmt="%.3g", fontsize=7)
+            axis.bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", fontsize=7)
         middles = [place + (0.8 - width) / 2 for place in range(len(groups))]
         axis.set_xticks(middles, [group.replace(", ", "\n") for group in groups], fontsize=7)
         axis.set(title=title)
