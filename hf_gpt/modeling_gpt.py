@@ -333,7 +333,7 @@ class GPTModel(GPTPreTrainedModel):
         if not given.numel():
             raise ValueError(f"inputs of shape {tuple(given.shape)}: expected at least one token")
         if inputs_embeds is None:
-            check_indices("input_ids", input_ids, "vocab_size", self.embed_tokens.num_embeddings)
+            check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
         # Before a cache is made: packed sequences are looked for only where there is none.
         masks = create_attention_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)

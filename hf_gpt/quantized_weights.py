@@ -11,6 +11,7 @@ from torch import nn
 MANY_ROWS = {"int8": 17, "int4": 193}
 
 INT8_INPUTS = 16  # input features must be a multiple: beyond it, the kernel reads memory that is not its own
+ALIGNMENT = 64  # bytes: torch's allocator gives as much
 INT4_GROUPS = (32, 64, 128, 256)  # input features that share a scale, as the kernel can have them
 INT4_OUTPUTS = 16  # output features must be a multiple
 
@@ -22,7 +23,7 @@ def multiply_int8(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     if not (fits and rows < MANY_ROWS["int8"] and suits_kernels(states) and takes_states_as_they_are(weight)):
         return nn.functional.linear(states, weight, bias)  # torchao's
     scale = weight.scale.flatten().to(states.dtype)
-    output = torch._weight_int8pack_mm(states.reshape(rows, -1), weight.qdata, scale)
+    output = torch._weight_int8pack_mm(states.reshape(rows, -1), aligned(weight), scale)
     output = output if bias is None else output.add_(bias)
     return output.view(*states.shape[:-1], -1)
 
@@ -55,6 +56,14 @@ def suits_kernels(states: torch.Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def aligned(weight: torch.Tensor) -> torch.Tensor:
+    """The int8 numbers where the kernel may load them whole: a file that is mapped puts them anywhere, and it crashes."""
+    if weight.qdata.data_ptr() % ALIGNMENT:
+        with torch.inference_mode(False):
+            weight.qdata = weight.qdata.clone()
+    return weight.qdata
 
 
 def takes_states_as_they_are(weight: torch.Tensor) -> bool:
