@@ -14,12 +14,17 @@ from .configuration_gpt import GPTConfig
 class GrowingLayer(DynamicLayer):
     """A dynamic cache layer that leaves room for the next tokens, instead of copying everything at each of them.
 
-    A strided layer reads few of the keys that it must keep. A copy that goes its own way must be deep.
+    What was written once stays: a layer that goes back, or a copy that goes its own way, takes a room of its own.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.leave()
+
+    def leave(self) -> None:
+        """Take another room for the next tokens."""
         self.rooms: tuple[torch.Tensor, ...] = ()
+        self.written = [0]  # slots of the rooms; one number for all copies of the layer that share them
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.leaves_room(key_states):
@@ -27,16 +32,14 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         past, new = self.get_seq_length(), (key_states, value_states)
-        if not self._fits(past + key_states.shape[2]):
-            shapes = [(*states.shape[:2], self._ample(past + states.shape[2]), states.shape[3]) for states in new]
-            rooms = tuple(self.keys.new_empty(shape) for shape in shapes)
-            for room, states in zip(rooms, (self.keys, self.values), strict=True):
-                if past:
-                    room[:, :, :past] = states
-            self.rooms = rooms
+        length = past + key_states.shape[2]
+        if not self._fits(past, new):
+            self.leave()
+            self.rooms = tuple(self._room(*each, past) for each in zip((self.keys, self.values), new, strict=True))
         for room, states in zip(self.rooms, new, strict=True):
-            room[:, :, past : past + states.shape[2]] = states
-        self.keys, self.values = (room[:, :, : past + key_states.shape[2]] for room in self.rooms)
+            room[:, :, past:length] = states
+        self.written[0] = length
+        self.keys, self.values = (room[:, :, :length] for room in self.rooms)
         return self.keys, self.values
 
     def leaves_room(self, states: torch.Tensor) -> bool:
@@ -44,18 +47,32 @@ class GrowingLayer(DynamicLayer):
         return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
     def offload(self) -> None:
-        self.rooms = ()  # which would hold on to the device's memory
+        self.leave()  # it would hold on to the device's memory
         super().offload()
 
-    def _fits(self, length: int) -> bool:
-        """The keys still begin a room that is large enough: as after `crop`, not as after `reorder_cache`."""
-        if not self.rooms or self.rooms[0].is_inference() != torch.is_inference_mode_enabled():
+    def _fits(self, past: int, new: tuple[torch.Tensor, ...]) -> bool:
+        """What is kept begins the rooms, and fills what was written of them; and they take what is new as it is."""
+        if (
+            not self.rooms
+            or self.written[0] != past
+            or self.rooms[0].is_inference() != torch.is_inference_mode_enabled()
+        ):
             return False
-        return self.rooms[0].shape[2] >= length and self.rooms[0].data_ptr() == self.keys.data_ptr()
+        for room, kept, states in zip(self.rooms, (self.keys, self.values), new, strict=True):
+            alike = room.shape[:2] == kept.shape[:2] == states.shape[:2] and room.dtype == states.dtype
+            if not alike or room.data_ptr() != kept.data_ptr() or room.shape[2] < past + states.shape[2]:
+                return False
+        return True
 
     @staticmethod
-    def _ample(length: int) -> int:
-        return length + max(64, length // 16)
+    def _room(kept: torch.Tensor, states: torch.Tensor, past: int) -> torch.Tensor:
+        """Ample memory that begins with what is kept."""
+        length = past + states.shape[2]
+        shape = (*states.shape[:2], length + max(64, length // 16), states.shape[3])
+        room = states.new_empty(shape, dtype=torch.promote_types(kept.dtype, states.dtype))
+        if past:
+            room[:, :, :past] = kept
+        return room
 
 
 class DenseLayer(GrowingLayer):

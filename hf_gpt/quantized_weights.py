@@ -59,7 +59,7 @@ def suits_kernels(states: torch.Tensor) -> bool:
 
 
 def aligned(weight: torch.Tensor) -> torch.Tensor:
-    """The int8 numbers where the kernel may load them whole: a file that is mapped puts them anywhere, and it crashes."""
+    """The int8 numbers; not where a mapped file has put them, which may be anywhere: there the kernel crashes."""
     if weight.qdata.data_ptr() % ALIGNMENT:
         with torch.inference_mode(False):
             weight.qdata = weight.qdata.clone()

@@ -1,5 +1,7 @@
 """The cache layers of sparse patterns: what they keep, and everything that generate() does to a cache."""
 
+from copy import copy
+
 import pytest
 import torch
 from naive import visible
@@ -219,6 +221,31 @@ def test_a_growing_layer_does_what_a_dynamic_one_does(growing_class):
                 assert expected is None or torch.equal(actual, expected)
         assert growing.get_seq_length() == dynamic.get_seq_length()
         assert growing.get_mask_sizes(3) == dynamic.get_mask_sizes(3)
+
+
+@pytest.mark.parametrize("share", [copy, lambda layer: layer], ids=["copied", "cropped"])
+@torch.no_grad()
+def test_what_a_growing_layer_has_given_stays(share):
+    layer = DenseLayer()
+    layer.update(*states(5))
+    first = layer.update(*states(1, start=5))[0]
+    other = share(layer)
+    other.crop(-1)
+    assert other.update(*states(1, start=70))[0].flatten().tolist() == [0, 1, 2, 3, 4, 70]
+    assert first.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@torch.no_grad()
+def test_a_growing_layer_takes_another_precision_and_fewer_rows():
+    layer = DenseLayer()
+    layer.update(*states(5, batch=2))
+    layer.batch_select_indices(slice(0, 1))
+    assert layer.update(*states(1, start=5))[0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    layer = GrowingLayer()
+    layer.update(*(each.bfloat16() for each in states(5)))
+    keys, _ = layer.update(*states(1, start=5))
+    assert keys.dtype == torch.float32
+    assert keys.flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

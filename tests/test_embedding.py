@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import make_model, random_ids
 
 from hf_gpt import modeling_gpt
@@ -120,6 +121,14 @@ def test_hooks_of_the_embedding_are_called():
     model.model.embed_tokens.register_forward_hook(lambda *_: called.append(True))
     gradients_of(model, some_ids())
     assert called == [True]
+
+
+@pytest.mark.parametrize("options", [{"target_modules": ["embed_tokens"]}, {"trainable_token_indices": [1, 2]}])
+def test_an_embedding_that_peft_has_wrapped(options):
+    options = {"target_modules": ["q_proj"], "ensure_weight_tying": True, **options}
+    model, ids = get_peft_model(tied_model(), LoraConfig(task_type="CAUSAL_LM", **options)), some_ids()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**6])
