@@ -104,7 +104,7 @@ class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
     def __init__(self, config: GPTConfig) -> None:
         config = copy(config)  # transformers counts growth from `max_position_embeddings`: there the original length
         original = config.rope_parameters.get("original_max_position_embeddings", config.max_position_embeddings)
-        config.max_position_embeddings = original
+        config.max_position_embeddings = min(original, config.max_position_embeddings)
         super().__init__(config)
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

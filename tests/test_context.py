@@ -195,6 +195,18 @@ def test_dynamic_remembers_nothing():
         assert torch.equal(model(ids[:, :length]).logits, logits)
 
 
+def test_dynamic_grows_from_the_length_of_the_model_where_the_original_is_longer():
+    model = make_model(**SIZES)
+    length = model.config.max_position_embeddings
+    ids, models = random_ids(1, 3 * length), {}
+    for original in (None, length, 16384):
+        named = {} if original is None else {"original_max_position_embeddings": original}
+        rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, **named}
+        models[original] = make_model(**{**SIZES, "rope_parameters": rope})(ids).logits
+    assert not torch.equal(model(ids).logits, models[None])
+    assert all(torch.equal(logits, models[None]) for logits in models.values())
+
+
 def test_dynamic_with_a_cache():
     model, ids = extend_context(make_model(**SIZES), NEW, "dynamic"), random_ids(2, 50)
     assert torch.equal(model.generate(ids, **GREEDY), without_cache(model, ids))  # within the old length
