@@ -13,14 +13,13 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import machine, medians, peak_gigabytes
+from measure import in_own_process, machine, medians, peak_gigabytes
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -166,8 +165,7 @@ def step(lengths: list[int], rounds: int) -> tuple[dict[str, dict[int, float]], 
             times[name][length] = seconds
         del models, calls
         for name in names:
-            command = [sys.executable, __file__, "--peak", name, str(length)]
-            peaks[name][length] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            peaks[name][length] = float(in_own_process("--peak", name, length))
         print(f"training step, {length} tokens done", file=sys.stderr)
     return times, peaks
 

@@ -9,14 +9,13 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import transformers
-from measure import machine, peak_gigabytes, plot_bars
+from measure import in_own_process, machine, peak_gigabytes, plot_bars
 from transformers import LogitsProcessor
 
 from hf_gpt import GPTConfig, GPTForCausalLM
@@ -78,9 +77,10 @@ def read_and_write(name: str, length: int, chunk: int) -> dict[str, float]:
 
 def run(name: str, length: int, chunk: int) -> dict[str, float] | None:
     """The same in a process of its own; None where it died, of memory."""
-    command = [sys.executable, __file__, "--only", name, str(length), str(chunk)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    try:
+        return json.loads(in_own_process("--only", name, length, chunk))
+    except subprocess.CalledProcessError:
+        return None
 
 
 def plot(results: dict[str, dict[str, float] | None]) -> None:

@@ -3,6 +3,8 @@
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,12 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             call()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_own_process(*arguments: object) -> str:
+    """The last line that this benchmark prints in a new process, with these arguments."""
+    command = [sys.executable, sys.argv[0], *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
 
 
 def peak_gigabytes() -> float:

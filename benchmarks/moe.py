@@ -12,14 +12,13 @@ upcycling  the dense model goes on as it is, and as mixtures of experts
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import added_gigabytes, machine, medians
+from measure import added_gigabytes, in_own_process, machine, medians
 from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
@@ -139,9 +138,7 @@ def speed(rounds: int) -> dict[str, dict[str, float]]:
         print(f"{name} done", file=sys.stderr)
     results["training step of 8 x 512, gigabytes"] = {}
     for name in results["training step"]:
-        command = [sys.executable, __file__, "--peak", *name.split()]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        results["training step of 8 x 512, gigabytes"][name] = float(done.stdout)
+        results["training step of 8 x 512, gigabytes"][name] = float(in_own_process("--peak", *name.split()))
     return results
 
 

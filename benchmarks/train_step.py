@@ -9,15 +9,13 @@ loss    the loss alone by all that there is to choose from, its peak in a proces
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from measure import added_gigabytes, gemm_rate, machine, medians, plot_bars
+from measure import added_gigabytes, gemm_rate, in_own_process, machine, medians, plot_bars
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
@@ -69,17 +67,11 @@ def memory_of_step(side: str, rows: str, length: str, precision: str) -> float:
     return added_gigabytes(lambda: step(model, int(rows), int(length), PRECISIONS[precision])) - gradients
 
 
-def alone(*arguments: object) -> float:
-    """The gigabytes of one case in a process of its own."""
-    command = [sys.executable, __file__, "--alone", *map(str, arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 def memory_of_steps() -> list[dict]:
     results = []
     for precision in PRECISIONS:
         for rows, length in SHAPES:
-            peaks = {side: alone("step", side, rows, length, precision) for side in SIDES}
+            peaks = {side: float(in_own_process("--peak", "step", side, rows, length, precision)) for side in SIDES}
             results.append({"peak": f"{precision}, {rows} x {length}", **peaks, "part": peaks["ours"] / peaks["peer"]})
     return results
 
@@ -132,7 +124,8 @@ def memory_of_loss(name: str) -> float:
 def losses(rounds: int) -> list[dict]:
     run = run_loss()
     seconds = medians({name: partial(run, loss) for name, loss in LOSSES.items()}, rounds)
-    return [{"loss": name, "seconds": seconds[name], "gigabytes": alone("loss", name)} for name in LOSSES]
+    peaks = {name: float(in_own_process("--peak", "loss", name)) for name in LOSSES}
+    return [{"loss": name, "seconds": seconds[name], "gigabytes": peaks[name]} for name in LOSSES]
 
 
 def show(rows: list[dict]) -> None:
@@ -158,10 +151,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--parts", nargs="+", default=["time", "memory", "loss"])
     parser.add_argument("--plot", action="store_true", help="draw what was measured (needs matplotlib)")
-    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.alone:
-        what, *case = arguments.alone
+    if arguments.peak:
+        what, *case = arguments.peak
         print({"step": memory_of_step, "loss": memory_of_loss}[what](*case))
         return
     rounds = arguments.rounds

@@ -11,12 +11,12 @@ from transformers.activations import ACT2FN
 from .configuration_gpt import GPTConfig
 from .linear import (
     Linear,
+    OneDNNLinear,
     compute_dtype,
     is_bare,
-    matmul,
+    linear_gradients,
     project_together,
     suits_onednn,
-    weight_gradient,
 )
 
 # Names of one function: the first is written out in transformers, a stored tensor for each step of its formula.
@@ -64,26 +64,24 @@ class ActivatedLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         *entering: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.activate, ctx.bias_dtype = activate, None if bias is None else bias.dtype
-        ctx.save_for_backward(weight, *entering)
-        active = activate(*entering)
-        return matmul(active, weight.to(active.dtype).t(), None if bias is None else bias.to(active.dtype))
+        ctx.activate = activate
+        ctx.save_for_backward(weight, bias, *entering)
+        return OneDNNLinear.forward(activate(*entering), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, *entering = ctx.saved_tensors
+        weight, bias, *entering = ctx.saved_tensors
         _, of_weight, of_bias, *of_entering = ctx.needs_input_grad
+        needed = (any(of_entering), of_weight, of_bias)
         entering = [each.detach().requires_grad_() for each in entering]
         with torch.enable_grad():
             active = ctx.activate(*entering)
+        to_active, *to_parameters = linear_gradients(gradient, active.detach(), (weight, bias), needed)
         to_entering = [None] * len(entering)
-        if any(of_entering):
-            to_entering = torch.autograd.grad(active, entering, matmul(gradient, weight.to(gradient.dtype)))
-        gradient, active = gradient.flatten(0, -2), active.detach().flatten(0, -2)
-        to_weight = weight_gradient(gradient, active).to(weight.dtype) if of_weight else None
-        to_bias = gradient.sum(dim=0).to(ctx.bias_dtype) if of_bias else None
-        return None, to_weight, to_bias, *to_entering
+        if to_active is not None:
+            to_entering = torch.autograd.grad(active, entering, to_active)
+        return None, *to_parameters, *to_entering
 
 
 # What is larger is computed once more in the backward pass: a CPU's allocator would map its memory anew in every step.

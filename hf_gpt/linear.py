@@ -72,19 +72,29 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, *parameters = ctx.saved_tensors
-        weights, biases = halves(parameters)
-        needs_states, *needed = ctx.needs_input_grad
-        to_states, to_weights, to_biases = None, [None] * len(weights), [None] * len(weights)
-        if needs_states:
-            to_states = matmul(gradient, joined(parameters, gradient.dtype)[0])
-        gradient, states = gradient.flatten(0, -2), states.flatten(0, -2)
-        rows = [len(weight) for weight in weights]
-        if any(needed[: len(weights)]):
-            to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
-        if any(needed[len(weights) :]):
-            to_biases = gradient.sum(dim=0).to(biases[0].dtype).split(rows)
-        given = (*to_weights, *to_biases)
-        return to_states, *(each if need else None for each, need in zip(given, needed, strict=True))
+        return linear_gradients(gradient, states, parameters, ctx.needs_input_grad)
+
+
+def linear_gradients(
+    gradient: torch.Tensor,
+    states: torch.Tensor,
+    parameters: Sequence[torch.Tensor | None],
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """Those by the states and by each parameter of `OneDNNLinear`; None for what is not needed."""
+    weights, biases = halves(parameters)
+    needs_states, *needed = needed
+    to_states, to_weights, to_biases = None, [None] * len(weights), [None] * len(weights)
+    if needs_states:
+        to_states = matmul(gradient, joined(parameters, gradient.dtype)[0])
+    gradient, states = gradient.flatten(0, -2), states.flatten(0, -2)
+    rows = [len(weight) for weight in weights]
+    if any(needed[: len(weights)]):
+        to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
+    if any(needed[len(weights) :]):
+        to_biases = gradient.sum(dim=0).to(biases[0].dtype).split(rows)
+    given = (*to_weights, *to_biases)
+    return to_states, *(each if need else None for each, need in zip(given, needed, strict=True))
 
 
 def halves(parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -111,7 +121,7 @@ class PackedWeights:
     WORTH = 24  # readings that pay for the packing
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None] | None] = {}
+        self.kept: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.sources: list[Sequence[torch.Tensor | None]] = []  # held, so that no other tensor gets their identity
         self.bytes = 0
 

@@ -584,8 +584,10 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         terms = Terms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else Terms()
         whole = logits is not None and logits.shape[1] == hidden_states.shape[1]
         head, states = (keep, logits) if whole else (self.lm_head, hidden_states)
-        known = {"terms": terms, "vocab_size": self.config.vocab_size, "tied_weight": tied_weight}
-        return language_model_loss(head, states, labels, **known, **kwargs)
+        vocab_size = self.config.vocab_size
+        return language_model_loss(
+            head, states, labels, terms=terms, vocab_size=vocab_size, tied_weight=tied_weight, **kwargs
+        )
 
 
 class GPTTaskModel(GPTHeadModel):

@@ -10,8 +10,7 @@ from torch import nn
 # From so many rows on, a matrix is better made whole again and multiplied once (benchmarks/RESULTS.md).
 MANY_ROWS = {"int8": 17, "int4": 193}
 
-INT8_INPUTS = 16  # input features must be a multiple: beyond it, the kernel reads memory that is not its own
-ALIGNMENT = 64  # bytes: torch's allocator gives as much
+INT8_ALIGNMENT = 16  # bytes, at whose multiples each row of the matrix must begin: elsewhere the kernel crashes
 INT4_GROUPS = (32, 64, 128, 256)  # input features that share a scale, as the kernel can have them
 INT4_OUTPUTS = 16  # output features must be a multiple
 
@@ -19,7 +18,7 @@ INT4_OUTPUTS = 16  # output features must be a multiple
 def multiply_int8(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + b, where W is int8 with a scale for each output feature."""
     rows = states.numel() // states.shape[-1]
-    fits = weight.scale.numel() == weight.shape[0] and weight.shape[1] % INT8_INPUTS == 0
+    fits = weight.scale.numel() == weight.shape[0] and weight.shape[1] % INT8_ALIGNMENT == 0
     if not (fits and rows < MANY_ROWS["int8"] and suits_kernels(states) and takes_states_as_they_are(weight)):
         return nn.functional.linear(states, weight, bias)  # torchao's
     scale = weight.scale.flatten().to(states.dtype)
@@ -59,8 +58,8 @@ def suits_kernels(states: torch.Tensor) -> bool:
 
 
 def aligned(weight: torch.Tensor) -> torch.Tensor:
-    """The int8 numbers; not where a mapped file has put them, which may be anywhere: there the kernel crashes."""
-    if weight.qdata.data_ptr() % ALIGNMENT:
+    """The int8 numbers, moved if they begin where a file, which is mapped, has put them: that may be anywhere."""
+    if weight.qdata.data_ptr() % INT8_ALIGNMENT:
         with torch.inference_mode(False):
             weight.qdata = weight.qdata.clone()
     return weight.qdata

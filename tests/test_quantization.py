@@ -91,12 +91,25 @@ def test_groups(group_size):
 
 @pytest.mark.parametrize("inputs", [8, 24, 40])
 def test_a_width_that_the_kernel_has_not(inputs):
-    """It would read beyond the end of the matrix."""
+    """Its rows would not be aligned: the kernel would crash, or compute something else."""
     weight = torch.nn.Parameter(SCHEMES["int8"].make(torch.randn(9, inputs)), requires_grad=False)
     states = torch.randn(1, inputs).bfloat16()
     with torch.no_grad():
         output = quantized_weights.multiply_int8(states, weight, None)
     assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("offset", [1, 8, 16])
+def test_numbers_that_a_file_has_put_anywhere(offset):
+    weight = SCHEMES["int8"].make(torch.randn(9, 32))
+    place = torch.empty(9 * 32 + 64, dtype=torch.int8)
+    start = -place.data_ptr() % 64 + offset
+    weight.qdata = place[start : start + 9 * 32].view(9, 32).copy_(weight.qdata)
+    states = torch.randn(10, 32).bfloat16()
+    with torch.inference_mode():
+        output = quantized_weights.multiply_int8(states, weight, None)
+    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+    assert not weight.qdata.is_inference()
 
 
 def test_two_numbers_in_a_byte():
