@@ -26,10 +26,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.accounting import account
-from hf_gpt.attention import eager_attention
-from hf_gpt.attention_patterns import build_pattern
 from hf_gpt.conversion import convert
-from hf_gpt.sparse_attention import Span, attend_by_pieces
+from hf_gpt.model.attention import eager_attention
+from hf_gpt.model.attention_patterns import build_pattern
+from hf_gpt.model.sparse_attention import Span, attend_by_pieces
 
 HEADS, HEAD_DIM, VOCABULARY = 8, 64, 8192
 PATTERNS = {

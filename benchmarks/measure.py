@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from hf_gpt.linear import matmul
+from hf_gpt.model.linear import matmul
 
 
 def alternate(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> dict[str, float]:

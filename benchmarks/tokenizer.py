@@ -24,11 +24,10 @@ from measure import machine, medians, report
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
-from hf_gpt.bpe_files import read_merges, read_vocab, to_bytes
-from hf_gpt.encoders import build_encoder
-from hf_gpt.pieces import cut
-from hf_gpt.token_files import tokenize_files
-from hf_gpt.tokenization import (
+from hf_gpt.data.encoders import build_encoder
+from hf_gpt.data.token_files import tokenize_files
+from hf_gpt.tokenization.bpe_files import read_merges, read_vocab, to_bytes
+from hf_gpt.tokenization.building import (
     SPLIT_PATTERNS,
     load_tokenizer,
     merge_ranks,
@@ -36,6 +35,7 @@ from hf_gpt.tokenization import (
     tokenizer_from_vocab_and_merges,
     train_tokenizer,
 )
+from hf_gpt.tokenization.pieces import cut
 
 
 def documents(files: list[Path], megabytes: float) -> list[str]:

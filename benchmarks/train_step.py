@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_gpt import GPTForCausalLM, preset_config
 from hf_gpt.accounting import account
-from hf_gpt.losses import LinearCrossEntropy, Terms
+from hf_gpt.model.losses import LinearCrossEntropy, Terms
 
 SIDES = ("ours", "peer")
 SHAPES = [(2, 512), (4, 1024)]

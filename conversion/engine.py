@@ -12,9 +12,9 @@ from rich.progress import track
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ..configuration_gpt import GPTConfig
 from ..folders import resumable_folder, state_of
-from ..modeling_gpt import AUTO_MAP, GPTForCausalLM
+from ..model.configuration_gpt import GPTConfig
+from ..model.modeling_gpt import AUTO_MAP, GPTForCausalLM
 from ..version import __version__
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 from .families import find_family, recognise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import Family
 from .gpt2 import GPT2
 from .gpt_neo import GPT_NEO

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..configuration_gpt import GPTConfig
-from ..feed_forward import SAME_FUNCTION
+from ..model.configuration_gpt import GPTConfig
+from ..model.feed_forward import SAME_FUNCTION
 from .storage import Fields, Storage
 from .weights import Rule
 

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019), as `GPT2LMHeadModel` stores it."""
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import TOKEN_IDS, Family
 from .storage import Fields, Storage
 from .weights import QKV, TRANSPOSED, rule

@@ -2,7 +2,7 @@
 
 from transformers import GPTNeoConfig
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import TOKEN_IDS, Family
 from .storage import Fields, Storage
 from .weights import rule

@@ -1,6 +1,6 @@
 """gpt-oss (OpenAI 2025): sinks, every other layer banded, experts with clamped gates; also as published, in MXFP4."""
 
-from ..configuration_gpt import ATTENTION_PATTERNS, GPTConfig
+from ..model.configuration_gpt import ATTENTION_PATTERNS, GPTConfig
 from .family import Family
 from .llama import BLOCK, FIELDS, SAME_NAMES, whole_rotation
 from .mixtral import POOLED, ROUTING

@@ -2,7 +2,7 @@
 
 import math
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import Family
 from .gpt2 import FIELDS, canonical
 from .storage import Fields, Storage

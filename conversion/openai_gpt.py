@@ -1,6 +1,6 @@
 """GPT-1 (Radford et al. 2018), as `OpenAIGPTLMHeadModel` stores it."""
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import Family
 from .gpt2 import CONV1D_BLOCK, FIELDS, GPT2
 from .storage import Fields, Storage

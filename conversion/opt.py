@@ -1,6 +1,6 @@
 """OPT (Zhang et al. 2022): positions begin in the third row of their table; 350M is post-norm and factorised."""
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from .family import TOKEN_IDS, Family
 from .storage import Fields, Storage
 from .weights import rule

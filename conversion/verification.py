@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import AutoTokenizer
 
-from ..configuration_gpt import GPTConfig
-from ..corpus import standard_library_documentation
-from ..modeling_gpt import GPTForCausalLM
+from ..data.corpus import standard_library_documentation
+from ..model.configuration_gpt import GPTConfig
+from ..model.modeling_gpt import GPTForCausalLM
 from .families import find_family
 from .sources import locate
 from .tokenizers import TOKENIZER

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from ..configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig
 
 Tensors = list[torch.Tensor]
 Step = Callable[[Tensors, GPTConfig], Tensors]

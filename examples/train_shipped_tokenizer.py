@@ -28,8 +28,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_gpt.pieces import cut
-from hf_gpt.tokenization import CHAT_ROLES, FINE_TUNING, RESERVED, SHIPPED, SPECIAL_TOKENS, train_tokenizer
+from hf_gpt.tokenization.building import CHAT_ROLES, FINE_TUNING, RESERVED, SHIPPED, SPECIAL_TOKENS, train_tokenizer
+from hf_gpt.tokenization.pieces import cut
 
 SPLIT_PATTERN = "cl100k"
 # Of what was read, so that English, which has the most words, does as well as it does.

@@ -2,8 +2,8 @@
 
 import transformers
 
-from .configuration_gpt import GPTConfig
-from .modeling_gpt import (
+from .model.configuration_gpt import GPTConfig
+from .model.modeling_gpt import (
     AUTO_CLASSES,
     GPTForCausalLM,
     GPTForMultipleChoice,

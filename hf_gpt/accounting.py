@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .attention_patterns import build_pattern
-from .configuration_gpt import GPTConfig
-from .experts import Experts
-from .modeling_gpt import GPTForCausalLM
-from .moe import TopKRouter
+from .model.attention_patterns import build_pattern
+from .model.configuration_gpt import GPTConfig
+from .model.experts import Experts
+from .model.modeling_gpt import GPTForCausalLM
+from .model.moe import TopKRouter
 
 
 class LayerAccount(NamedTuple):

@@ -4,7 +4,7 @@ from copy import deepcopy
 from itertools import cycle, islice
 from typing import Any
 
-from .configuration_gpt import GPTConfig
+from .model.configuration_gpt import GPTConfig
 
 Delta = dict[str, Any]
 

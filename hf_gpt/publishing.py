@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from . import model_cards
-from .training import RunReport, RunSettings
+from .training.runs import RunReport, RunSettings
 from .version import __version__
 
 TEMPLATE = Path(model_cards.__file__).with_name("language_model.md")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import VARIANTS
 
-from hf_gpt import attention_masks
+from hf_gpt.model import attention_masks
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 

@@ -281,3 +281,7 @@ class NanoGPT(nn.Module):
             x = x + block["attn"]["c_proj"]((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
             x = x + block["mlp"]["c_proj"](self.act(block["mlp"]["c_fc"](block["ln_2"](x))))
         return self.lm_head(self.transformer["ln_f"](x))
+
+
+def assert_close(actual, expected):
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()

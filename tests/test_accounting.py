@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from hf_gpt import preset_config
 from hf_gpt.accounting import account
-from hf_gpt.attention_masks import create_attention_masks
+from hf_gpt.model.attention_masks import create_attention_masks
 
 
 def test_parameters(variant):

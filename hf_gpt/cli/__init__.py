@@ -1,0 +1,5 @@
+"""`hf-gpt`: the command line."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,244 @@
+"""Every attention implementation against the definition, padded, packed and cached."""
+
+import pytest
+import torch
+from naive import attention, visible
+from tiny import FLASH, IMPLEMENTATIONS, make_config, make_model, random_ids
+from transformers import DynamicCache, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_gpt.model import attention_masks
+from hf_gpt.model.attention import OURS, GPTAttention
+from hf_gpt.model.attention_masks import create_attention_masks
+
+LENGTH = 9
+
+
+def padding(kind, rows=3, length=LENGTH):
+    mask = torch.ones(rows, length, dtype=torch.long)
+    for row in range(rows - 1):
+        cut = 2 * row + 2
+        if kind == "left":
+            mask[row, :cut] = 0
+        elif kind == "right":
+            mask[row, -cut:] = 0
+        elif kind == "scattered":
+            mask[row, 1 : 2 * cut : 2] = 0
+    return mask
+
+
+PATTERNS = {
+    "dense": {},
+    "banded": {"sliding_window": 3},
+    "strided": {"attention_stride": 3},
+    "fixed": {"attention_stride": 3, "attention_summary_size": 1},
+}
+PACKED = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 2, 2], [0] * 9])  # sequence of each token
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa, some uncut", "sdpa, by mask", "flex_attention"])
+@pytest.mark.parametrize(
+    ("heads", "sinks"), [(4, False), (2, False), (1, False), (2, True)], ids=["mha", "gqa", "mqa", "gqa with sinks"]
+)
+def test_implementations_equal_the_definition(implementation, heads, sinks, side, pattern, monkeypatch):
+    implementation, _, path = implementation.partition(", ")
+    if path:
+        monkeypatch.setattr(attention_masks, "SHORTEST", {"some uncut": 6, "by mask": LENGTH + 1}[path])
+    config = make_config(
+        num_key_value_heads=heads, attention_patterns=[pattern] * 2, attention_sinks=sinks, **PATTERNS[pattern]
+    )
+    config._attn_implementation = implementation
+    module = GPTAttention(config, 0).eval()
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 4, LENGTH, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 3, heads, LENGTH, 8, generator=generator, dtype=torch.float64)
+    scores = torch.randn(4, generator=generator, dtype=torch.float64) if sinks else None
+
+    mask, sequences, positions = padding(side), None, None
+    if side == "packed":
+        sequences = PACKED
+        positions = torch.stack(
+            [torch.cat([torch.arange(n) for n in row.unique(return_counts=True)[1]]) for row in PACKED]
+        )
+    attention_mask = None if side in ("none", "packed") else mask
+    masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
+    attend = OURS.get(config._attn_implementation) or ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+    arguments = {"scaling": module.scaling, "s_aux": scores.float() if sinks else None}
+    if sinks and implementation == "flex_attention":
+        with pytest.raises(ValueError, match="sinks cannot be run on CPU"):
+            attend(module, query.float(), key.float(), value.float(), masks[pattern], **arguments)
+        return
+    actual, _ = attend(module, query.float(), key.float(), value.float(), masks[pattern], **arguments)
+    allowed = visible(pattern, config, mask, sequences)
+    expected = attention(query, key, value, allowed, module.scaling, scores)
+    seen = mask.bool()
+    assert (actual.double() - expected)[seen].abs().max() < 1e-6
+
+
+SPARSE = {"attention_patterns": ["strided", "fixed"], "attention_stride": 4, "attention_summary_size": 2}
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|eager", "paged|sdpa"])
+def test_what_knows_no_sparse_layers_is_refused(implementation):
+    with pytest.raises(ValueError, match=r"strided or fixed layers.*choose sdpa, eager or flex_attention"):
+        make_model(**SPARSE, attention=implementation)
+    with pytest.raises(ValueError, match="strided or fixed layers"):
+        make_model(**SPARSE).set_attn_implementation(implementation)
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "paged|sdpa"])
+def test_sinks_are_never_dropped_in_silence(implementation):
+    assert make_model("gpt_oss").config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"attention_sinks.*choose sdpa"):
+        make_model("gpt_oss", attention=implementation)
+
+
+@pytest.fixture
+def kernel_by_definition(monkeypatch):
+    """FlashAttention's contract on a machine without it: no mask or one of padding, a window, causal from the right."""
+
+    def attend(module, query, key, value, attention_mask, scaling, sliding_window=None, dropout=0.0, s_aux=None, **_):
+        keys, length = key.shape[2], query.shape[2]
+        mask = torch.ones(query.shape[0], keys) if attention_mask is None else attention_mask
+        assert mask.shape == (query.shape[0], keys)
+        pattern, config = ("banded", module.config) if sliding_window else ("dense", None)
+        allowed = visible(pattern, config, mask)[:, keys - length :]
+        return attention(query, key, value, allowed, scaling, s_aux), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", attend)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
+
+
+def logits(model, ids, mask=None, **kwargs):
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, **kwargs).logits
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("variant", FLASH)
+def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, side):
+    model = make_model(variant, attention="eager")
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    expected = logits(model, ids, mask)
+    model.set_attn_implementation("kernel_by_definition")
+    assert torch.allclose(logits(model, ids, mask)[mask.bool()], expected[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
+def test_a_padded_row_equals_itself_without_padding(variant, implementation, side):
+    model = make_model(variant, attention=implementation)
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    padded = logits(model, ids, mask)
+    for row in range(3):
+        seen = mask[row].bool()
+        alone = logits(model, ids[row, seen][None])[0]
+        assert torch.allclose(padded[row, seen], alone, atol=1e-5)
+
+
+CACHES = {
+    "dynamic": lambda config: DynamicCache(config=config),
+    "static": lambda config: StaticCache(config=config, max_cache_len=LENGTH + 3),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
+def test_token_by_token_equals_one_forward(variant, implementation, side, cache):
+    check_token_by_token(make_model(variant, attention=implementation), padding(side), cache)
+
+
+@pytest.mark.parametrize(("variant", "side"), [("default", "none"), ("grouped", "left"), ("banded", "left")])
+@torch._dynamo.config.patch(automatic_dynamic_shapes=False)  # torch 2.13 writes C++ for them that does not compile
+def test_token_by_token_equals_one_forward_in_flex_attention(variant, side):
+    torch.compiler.reset()
+    check_token_by_token(make_model(variant, attention="flex_attention"), padding(side, rows=2, length=5), "dynamic")
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("variant", FLASH)
+def test_token_by_token_equals_one_forward_in_flash_attention(kernel_by_definition, variant, side):
+    model = make_model(variant, attention="eager")
+    model.set_attn_implementation("kernel_by_definition")
+    check_token_by_token(model, padding(side), "dynamic")
+
+
+def check_token_by_token(model, mask, cache):
+    ids = random_ids(*mask.shape)
+    whole = logits(model, ids, mask)
+    past = CACHES[cache](model.config)
+    steps = [
+        logits(model, ids[:, t : t + 1], mask[:, : t + 1], past_key_values=past, use_cache=True)
+        for t in range(mask.shape[1])
+    ]
+    seen = mask.bool()
+    assert torch.allclose(torch.cat(steps, dim=1)[seen], whole[seen], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_prefill_in_chunks_equals_one_forward(variant, chunk):
+    model, ids, mask = make_model(variant), random_ids(3, LENGTH), padding("left")
+    past = DynamicCache(config=model.config)
+    parts = [
+        logits(model, ids[:, t : t + chunk], mask[:, : t + chunk], past_key_values=past)
+        for t in range(0, LENGTH, chunk)
+    ]
+    assert torch.allclose(torch.cat(parts, dim=1)[mask.bool()], logits(model, ids, mask)[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
+def test_packed_sequences_do_not_see_each_other(variant, implementation):
+    model = make_model(variant, attention=implementation)
+    lengths = [4, 7, 2]
+    sequences = [random_ids(1, length, seed=length) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = logits(model, torch.cat(sequences, dim=1), position_ids=positions)
+    apart = torch.cat([logits(model, sequence) for sequence in sequences], dim=1)
+    assert torch.allclose(packed, apart, atol=1e-5)
+
+
+def test_a_prepared_mask_is_used_as_it_is(variant):
+    model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
+    masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
+    assert torch.equal(logits(model, ids, masks), logits(model, ids))
+    by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
+    if variant in FLASH:
+        assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
+    else:
+        with pytest.raises(ValueError, match=r"continuous batching.*use generate"):
+            logits(model, ids, by_layer_type)
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_gradients_agree(variant, side):
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    predicted_by_padding = mask.diff(dim=1, prepend=torch.ones(3, 1, dtype=torch.long)) == 1
+    labels = ids.masked_fill((mask == 0) | predicted_by_padding, -100)
+    gradients = []
+    for implementation in ("eager", None):
+        model = make_model(variant, attention=implementation).double()
+        model.set_experts_implementation("eager")  # the others have no float64
+        model(ids, attention_mask=mask, labels=labels).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for expected, actual in zip(*gradients, strict=True):
+        assert torch.allclose(actual, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_one_query_in_bfloat16(variant, cache, monkeypatch):
+    """On a CPU it takes plain products of many keys: the kernel of sdpa is slow there."""
+    monkeypatch.setattr("hf_gpt.model.attention.MANY_KEYS", 1)
+    model, ids = make_model(variant, attention="sdpa").bfloat16(), random_ids(2, LENGTH)
+    past = CACHES[cache](model.config)
+    with torch.no_grad():
+        expected = make_model(variant).double()(ids).logits[:, -1]
+        model(ids[:, :-1], past_key_values=past)
+        with torch.profiler.profile() as profile:
+            found = model(ids[:, -1:], past_key_values=past).logits[:, -1]
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in {event.key for event in profile.key_averages()}
+    if model.config.num_local_experts is None:  # rounding may choose another expert
+        assert (found - expected).abs().max() < 0.1 * expected.abs().max()

@@ -1,0 +1,302 @@
+"""How even the experts are: measured, as a loss, and by a bias that moves."""
+
+import copy
+
+import pytest
+import torch
+from tiny import make_config, make_model, random_ids
+from transformers import set_seed
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from hf_gpt import (
+    GPTForCausalLM,
+    GPTForMultipleChoice,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+)
+from hf_gpt.model.balancing import measure_balance
+
+EXPERTS, CHOSEN = 5, 2
+
+
+def routed(batch=2, length=7, layers=3, seed=0, **fields):
+    """Logits of some layers, which experts they choose, and a configuration."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = tuple(2 * torch.randn(batch * length, EXPERTS, generator=generator) for _ in range(layers))
+    config = make_config(num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN, **fields)
+    return logits, tuple(each.topk(CHOSEN).indices for each in logits), config
+
+
+def definition(logits, indices, keep, config):
+    """Layer by layer, token by token, in float64."""
+    loads, layers, squares = [], [], []
+    for layer_logits, layer_indices in zip(logits, indices, strict=True):
+        load, share = torch.zeros(EXPERTS), torch.zeros(EXPERTS, dtype=torch.float64)
+        for token in keep.nonzero().flatten():
+            row = layer_logits[token].double()
+            scores = (
+                row.softmax(0) if config.router_score_function == "softmax" else row.sigmoid() / row.sigmoid().sum()
+            )
+            load[layer_indices[token]] += 1
+            share += scores / scores.sum() / keep.sum()
+            squares.append(row.exp().sum().log() ** 2)
+        loads.append(load)
+        layers.append(EXPERTS * (load / keep.sum() * share).sum())
+    return torch.stack(loads), torch.stack(layers).mean(), torch.stack(squares).mean()
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+def test_equals_the_definition(padding, function):
+    logits, indices, config = routed(router_score_function=function)
+    mask = None
+    if padding is not None:
+        mask = torch.ones(2, 7, dtype=torch.long)
+        mask[1, slice(0, 3) if padding == "left" else slice(4, 7)] = 0
+    keep = torch.ones(14) if mask is None else mask.flatten()
+    balance = measure_balance(logits, indices, mask, config)
+    load, aux_loss, z_loss = definition(logits, indices, keep, config)
+    assert torch.equal(balance.tokens_per_expert, load)
+    assert torch.allclose(balance.aux_loss.double(), aux_loss, rtol=1e-6)
+    assert torch.allclose(balance.z_loss.double(), z_loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_pooled_is_the_loss_of_transformers(padded):
+    logits, indices, config = routed(router_aux_loss_type="pooled")
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    mask = mask if padded else None
+    inputs = [each.clone().requires_grad_() for each in logits]
+    theirs = load_balancing_loss_func(tuple(inputs), EXPERTS, CHOSEN, mask)
+    expected = torch.autograd.grad(theirs, inputs)
+    ours = measure_balance(tuple(inputs), indices, mask, config).aux_loss
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+    for gradient, theirs in zip(torch.autograd.grad(ours, inputs), expected, strict=True):
+        assert torch.allclose(gradient, theirs, atol=1e-7)
+
+
+def test_layerwise_sees_what_pooling_hides():
+    """Two layers, each of which uses half of the experts, and not the same half."""
+    logits = torch.tensor([[9.0, 9.0, -9.0, -9.0]]).repeat(6, 1)
+    config = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    both = (logits, -logits)
+    indices = tuple(each.topk(2).indices for each in both)
+    layerwise = measure_balance(both, indices, None, make_config(**config)).aux_loss
+    pooled = measure_balance(both, indices, None, make_config(**config, router_aux_loss_type="pooled")).aux_loss
+    assert torch.allclose(pooled, torch.tensor(2.0))  # k, as if they were even
+    assert torch.allclose(layerwise, torch.tensor(4.0))
+
+
+def test_nothing_but_padding():
+    logits, indices, config = routed()
+    balance = measure_balance(logits, indices, torch.zeros(2, 7), config)
+    assert (balance.aux_loss, balance.z_loss) == (0, 0)
+    assert not balance.tokens_per_expert.any()
+    model, ids = make_model("deepseek", router_z_loss_coef=0.1).train(), random_ids(2, 5)
+    labels = ids.clone()
+    labels[:, :-1] = -100
+    model(ids, attention_mask=torch.zeros_like(ids), labels=labels).loss.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_balances_in_training_without_being_asked():
+    coefficients = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
+    model, ids = make_model("mixtral", **coefficients), random_ids(2, 9)
+    resting = model(ids, labels=ids)
+    assert (resting.aux_loss, resting.z_loss, resting.lm_loss, resting.router_logits) == (None,) * 4
+    asked = model(ids, labels=ids, output_router_logits=True)
+    assert torch.allclose(asked.loss, resting.loss + 0.5 * asked.aux_loss + 0.1 * asked.z_loss)
+    assert [logits.shape for logits in asked.router_logits] == [(18, 4)]
+    trained = model.train()(ids, labels=ids)
+    assert torch.allclose(trained.loss, asked.loss, rtol=1e-6)  # made in chunks, and from the logits
+    assert torch.allclose(trained.lm_loss, resting.loss, rtol=1e-6)
+    assert trained.router_logits is None
+    trained.loss.backward()
+    model.config.router_aux_loss_coef = model.config.router_z_loss_coef = 0.0
+    before = model.model.layers[0].mlp.router.weight.grad.clone()
+    model.zero_grad()
+    unbalanced = model(ids, labels=ids)
+    assert torch.equal(unbalanced.loss, unbalanced.lm_loss)
+    unbalanced.loss.backward()
+    assert not torch.allclose(model.model.layers[0].mlp.router.weight.grad, before)
+
+
+@pytest.mark.parametrize(
+    ("head", "inputs"),
+    [
+        (GPTForSequenceClassification, {"labels": torch.tensor([0, 1])}),
+        (GPTForTokenClassification, {"labels": torch.ones(2, 6, dtype=torch.long)}),
+        (GPTForQuestionAnswering, {"start_positions": torch.tensor([0, 1]), "end_positions": torch.tensor([2, 3])}),
+        (GPTForMultipleChoice, {"labels": torch.tensor([0, 0])}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_head_balances(head, inputs):
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    if head is GPTForMultipleChoice:
+        ids, mask = ids[:, None], mask[:, None]
+    losses = []
+    for coefficient in (0.0, 1.0):
+        model = make_model("mixtral", head, router_aux_loss_coef=coefficient).train()
+        losses.append(model(input_ids=ids, attention_mask=mask, **inputs).loss)
+    causal = make_model("mixtral").train()
+    causal.model.load_state_dict(model.model.state_dict())
+    expected = causal(ids.flatten(0, -2)).aux_loss
+    assert torch.allclose(losses[1] - losses[0], expected, atol=1e-5)
+
+
+def test_the_losses_are_shared_out_under_accumulation():
+    """Micro-batches add up to one batch."""
+    model, ids = make_model("mixtral", router_z_loss_coef=0.1).train(), random_ids(2, 8)
+    whole = model(ids, labels=ids)
+    parts = [
+        model(row[None], labels=row[None], num_items_in_batch=14) for row in ids
+    ]  # of 8, the first is not predicted
+    losses = [part.loss - 0.01 * part.aux_loss / 2 for part in parts]  # which is no sum over tokens
+    assert torch.allclose(sum(losses), whole.loss - 0.01 * whole.aux_loss, rtol=1e-5)
+
+
+def routers(model):
+    return model.model.routers
+
+
+def step(model, ids, **kwargs):
+    model(ids, labels=ids, **kwargs).loss.backward()
+
+
+class TestBias:
+    """`router_bias_update_rate`: balance without a loss."""
+
+    @pytest.fixture
+    def model(self):
+        return make_model("deepseek", router_bias_update_rate=0.25).train()
+
+    def test_moves_against_the_load_after_each_step(self, model):
+        """Over all micro-batches of the step, in a loop that knows nothing of it."""
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        counted = torch.zeros(6)
+        for seed in (1, 2, 3):
+            ids = random_ids(2, 7, seed=seed)
+            counted += model(ids).tokens_per_expert[0]
+        (router,) = routers(model)
+        assert not router.e_score_correction_bias.any()
+        assert torch.equal(router.tokens_per_expert, counted)
+        step(model, ids)
+        counted += router.tokens_per_expert - counted
+        optimizer.step()
+        assert torch.equal(router.e_score_correction_bias, 0.25 * (counted.mean() - counted).sign())
+        assert not router.tokens_per_expert.any()
+
+    def test_padding_does_not_count(self, model):
+        ids, mask = random_ids(2, 7), torch.ones(2, 7)
+        mask[0, :4] = 0
+        model(ids, attention_mask=mask)
+        assert routers(model)[0].tokens_per_expert.sum() == 2 * 10
+
+    def test_evens_out_the_load(self, model):
+        """A router that likes two experts, and learns nothing."""
+        with torch.no_grad():
+            routers(model)[0].weight.zero_()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        ids, loads = random_ids(8, 16), []
+        for _ in range(40):
+            loads.append(model(ids, labels=ids).tokens_per_expert[0])
+            optimizer.step()
+        assert loads[0].max() == 128  # of ties, the same for each token
+        assert torch.stack(loads).sum(0).max() < 1.1 * torch.stack(loads).sum(0).mean()
+
+    def test_rests_in_evaluation_and_with_other_optimizers(self, model):
+        ids = random_ids(2, 7)
+        model.eval()(ids, labels=ids, output_router_logits=True)
+        model.train().generate(ids, max_new_tokens=2, pad_token_id=0)
+        assert not routers(model)[0].tokens_per_expert.any()
+        step(model.train(), ids)
+        other = torch.nn.Linear(2, 2)
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+        assert not routers(model)[0].e_score_correction_bias.any()
+
+    def test_with_optimizers_that_share_it(self, model):
+        """One step of two optimizers moves the bias once."""
+        ids, (router,) = random_ids(2, 7), routers(model)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+        step(model, ids)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert router.e_score_correction_bias.abs().max() == 0.25
+
+    @pytest.mark.parametrize("change", ["freeze", "stop"])
+    def test_a_bias_that_shall_stay(self, change):
+        rate = 0.0 if change == "stop" else 0.25
+        model, ids = make_model("deepseek", router_bias_update_rate=rate).train(), random_ids(2, 7)
+        (router,) = routers(model)
+        router.e_score_correction_bias.copy_(torch.arange(6) / 10)
+        if change == "freeze":
+            router.weight.requires_grad_(False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step(model, ids)
+        optimizer.step()
+        assert torch.equal(router.e_score_correction_bias, torch.arange(6) / 10)
+
+    def test_of_a_copy(self, model):
+        twin, ids = copy.deepcopy(model), random_ids(2, 7)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        step(twin, ids)
+        optimizer.step()
+        assert routers(twin)[0].e_score_correction_bias.any()
+        assert not routers(model)[0].e_score_correction_bias.any()
+
+    def test_decides_who_is_chosen_and_not_the_shares(self, model):
+        model.eval()
+        (router,) = routers(model)
+        tokens = torch.randn(9, 32)
+        logits, shares, _ = router(tokens)
+        router.e_score_correction_bias[:2] = 10
+        _, forced, indices = router(tokens)
+        assert torch.equal(indices.sort().values, torch.tensor([[0, 1]]).expand(9, 2))
+        scores = logits.gather(1, indices).sigmoid()
+        assert torch.allclose(forced, 1.5 * scores / scores.sum(1, keepdim=True))
+        assert not torch.allclose(forced, shares)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_is_saved_and_stays_float32(self, model, dtype, tmp_path):
+        routers(model)[0].e_score_correction_bias.copy_(torch.arange(6) * 0.123)
+        model.save_pretrained(tmp_path)
+        again = GPTForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        (router,) = routers(again)
+        assert router.weight.dtype == dtype
+        assert torch.equal(router.e_score_correction_bias, torch.arange(6) * 0.123)
+        assert router.e_score_correction_bias.dtype == torch.float32
+        assert not router.tokens_per_expert.any()
+        cast = routers(model.to(dtype))[0]
+        assert (cast.tokens_per_expert.dtype, cast.e_score_correction_bias.dtype) == (torch.float32,) * 2
+
+    def test_a_checkpoint_without_one(self, tmp_path):
+        """Balance without a loss may begin with any mixture of experts."""
+        model = make_model("mixtral")
+        model.save_pretrained(tmp_path)
+        set_seed(1)
+        again = GPTForCausalLM.from_pretrained(tmp_path, router_bias_update_rate=0.1)
+        assert not routers(again)[0].e_score_correction_bias.any()
+        ids = random_ids(2, 7)
+        assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-6)
+
+
+def test_reentrant_checkpointing_warns(caplog):
+    """Its first pass records no graph."""
+    model, ids = make_model("mixtral").train(), random_ids(2, 7)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with caplog.at_level("WARNING"):
+        step(model, ids)
+    assert "cuts the routers off from their balancing losses" in caplog.text
+
+
+def test_drafting_with_layers_that_have_no_experts():
+    """Although the configuration asks for the router's logits."""
+    model = make_model("deepseek", output_router_logits=True)
+    drafted = model.generate(random_ids(1, 5), max_new_tokens=5, do_sample=False, assistant_early_exit=1)
+    model.config.output_router_logits = False
+    assert torch.equal(drafted, model.generate(random_ids(1, 5), max_new_tokens=5, do_sample=False))

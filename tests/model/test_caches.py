@@ -1,0 +1,279 @@
+"""The cache layers of the patterns: what they keep, and everything that generate() does to a cache."""
+
+from copy import copy
+
+import pytest
+import torch
+from naive import visible
+from tiny import make_model, random_ids
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hf_gpt.model.attention_patterns import Fixed
+from hf_gpt.model.caches import DenseLayer, FixedLayer, GrowingLayer, logical_positions
+
+STRIDE, SUMMARY = 4, 2
+
+
+def states(length, batch=1, start=0):
+    """Keys and values that say in which slot they stand. (B, 1, T, 1)"""
+    slots = torch.arange(start, start + length, dtype=torch.float)
+    return slots.expand(batch, 1, length)[..., None].clone(), slots.expand(batch, 1, length)[..., None].clone()
+
+
+def kept(layer, row=0):
+    """Slots of the tokens that are still there."""
+    return [
+        int(key) for key, position in zip(layer.keys[row, 0, :, 0], layer.positions[row], strict=True) if position >= 0
+    ]
+
+
+def needed(length, padding=0):
+    """Slots that the next query and later ones may see."""
+    following = length - padding
+    own = following // STRIDE
+    return [
+        slot + padding for slot in range(length - padding) if slot // STRIDE == own or slot % STRIDE >= STRIDE - SUMMARY
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 30])
+def test_keeps_its_own_block_and_the_summaries(chunk):
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    for start in range(0, 30, chunk):
+        length = min(chunk, 30 - start)
+        before = [] if start == 0 else kept(layer)
+        keys, _ = layer.update(*states(length, start=start))
+        assert keys.flatten().tolist() == [*before, *range(start, start + length)]  # all that there is, this once
+        assert kept(layer) == needed(start + length)
+        assert torch.equal(layer.keys, layer.values)
+        assert layer.get_seq_length() == start + length
+        kept_keys = layer.keys.shape[2]
+        assert layer.get_mask_sizes(5) == (kept_keys + 5, start + length - kept_keys)
+    assert layer.keys.shape[2] == 30 % STRIDE + 30 // STRIDE * SUMMARY
+
+
+def test_rows_count_their_own_blocks():
+    layer, paddings = FixedLayer(Fixed(STRIDE, SUMMARY)), [0, 1, 6]
+    mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
+    positions = logical_positions(mask)
+    layer.expect(positions[:, :7])
+    layer.update(*states(7, batch=3))
+    for slot in range(7, 30):
+        layer.expect(positions[:, slot : slot + 1])
+        layer.update(*states(1, batch=3, start=slot))
+        for row, padding in enumerate(paddings):
+            assert set(needed(slot + 1, padding)) <= set(kept(layer, row))
+        assert layer.keys.shape[2] == max(len(needed(slot + 1, padding)) for padding in paddings)
+
+
+def test_crop():
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    layer.update(*states(10))
+    layer.crop(0)
+    layer.update(*states(1, start=10))
+    layer.crop(-1)
+    assert kept(layer) == needed(10)
+    assert layer.get_seq_length() == 10
+    layer.crop(-2)  # the block that goes on is still there
+    layer.update(*states(2, start=8))
+    with pytest.raises(RuntimeError, match="cannot remove 3 tokens: a block was complete after 8 of 10"):
+        layer.crop(-3)
+    with pytest.raises(ValueError, match="expected a negative number"):
+        layer.crop(3)
+    layer.activate_past_recording()
+    layer.update(*states(7, start=10))
+    layer.crop(-6)
+    assert kept(layer) == needed(11)
+    layer.update(*states(5, start=11))
+    layer.crop(-4)
+    assert kept(layer) == needed(12)
+
+
+def test_rows_are_reordered_repeated_and_selected():
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    layer.expect(torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]]))
+    layer.update(*states(5, batch=2))
+    first, second = kept(layer, 0), kept(layer, 1)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    assert [kept(layer, row) for row in range(2)] == [second, first]
+    layer.batch_repeat_interleave(2)
+    assert [kept(layer, row) for row in range(4)] == [second, second, first, first]
+    layer.batch_select_indices(torch.tensor([0, 3]))
+    assert [kept(layer, row) for row in range(2)] == [second, first]
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    layer.update(*states(3))
+    assert kept(layer) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("variant", "kept_keys"), [("fixed", [11, 3 + 2 * SUMMARY]), ("strided", [11, 11])])
+def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
+    model, ids = make_model(variant), random_ids(2, 11)
+    made, given = model(ids).past_key_values, DynamicCache(config=model.config)
+    model(ids, past_key_values=given)
+    own = {"dense": "DenseLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
+    for cache in (made, given):
+        assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
+        assert [layer.keys.shape[2] for layer in cache.layers] == kept_keys
+    lazy = DynamicCache()  # without a configuration its layers are made when they are first used: all keys are kept
+    model(ids, past_key_values=lazy)
+    assert [layer.keys.shape[2] for layer in lazy.layers] == [11, 11]
+    following = random_ids(2, 1, seed=2)
+    expected = model(torch.cat((ids, following), dim=1)).logits[:, -1:]
+    for cache in (made, given, lazy):
+        assert torch.allclose(model(following, past_key_values=cache).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "sparse_transformer"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_padding_between_tokens_is_invisible(variant, chunk):
+    """A conversation goes on in a batch whose rows ended at different slots."""
+    model, ids = make_model(variant), random_ids(2, 16)
+    mask = torch.ones_like(ids)
+    mask[0, 5:8] = 0
+    if variant == "banded":
+        mask[0, 5:8] = 1  # its cache holds slots, see the README
+    cache = DynamicCache(config=model.config)
+    parts = [
+        model(ids[:, t : t + chunk], attention_mask=mask[:, : t + chunk], past_key_values=cache).logits
+        for t in range(0, 16, chunk)
+    ]
+    with torch.no_grad():
+        actual, alone = torch.cat(parts, dim=1), model(ids[:1, mask[0].bool()]).logits[0]
+    assert torch.allclose(actual[0, mask[0].bool()], alone, atol=1e-5)
+
+
+def test_what_cannot_be_cropped_slot_by_slot():
+    """Padding among the last tokens of a row has been dropped with the rest."""
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    layer.expect(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1]]))
+    layer.update(*states(6, batch=2))
+    with pytest.raises(RuntimeError, match="cannot remove 1 tokens"):
+        layer.crop(-1)
+
+
+def test_a_prepared_mask_keeps_all_keys():
+    model, ids = make_model("fixed", attention="eager", attention_patterns=["fixed"] * 2), random_ids(2, 17)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    expected = model(ids, attention_mask=mask).logits[:, 12:]
+    square = visible("fixed", model.config, mask[:, :12])[:, None] | torch.eye(12, dtype=torch.bool)
+    positions = (mask[:, :12].cumsum(-1) - 1).clamp(min=0)
+    cache = model(ids[:, :12], attention_mask=square, position_ids=positions).past_key_values
+    assert torch.allclose(model(ids[:, 12:], attention_mask=mask, past_key_values=cache).logits, expected, atol=1e-5)
+    cache = model(ids[:, :12], attention_mask=mask[:, :12]).past_key_values
+    with pytest.raises(ValueError, match="attention_mask: a prepared mask does not fit the cache of a fixed layer"):
+        model(ids[:, 12:], attention_mask=square[:, :, :5], past_key_values=cache)
+
+
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
+def test_a_mask_without_the_past_is_refused(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match="attention_mask has 2 slots: expected 9 of the past and 2 new ones"):
+        model(ids[:, :2], attention_mask=torch.ones_like(ids[:, :2]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "gpt_oss"])
+def test_decoding_under_autocast(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = DynamicCache(config=model.config)
+        steps = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(9)]
+        whole = model(ids, use_cache=False).logits
+    assert (torch.cat(steps, dim=1) - whole).abs().max() < 0.05 * whole.abs().max()
+
+
+def test_moves_between_devices():
+    """What an offloaded cache does, on the one device that is at hand."""
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+    layer.update(*states(9))
+    layer.offload()
+    layer.prefetch()
+    layer.update(*states(1, start=9))
+    assert kept(layer) == needed(10)
+
+
+@pytest.mark.parametrize("growing_class", [GrowingLayer, DenseLayer])
+@torch.no_grad()
+def test_a_growing_layer_does_what_a_dynamic_one_does(growing_class):
+    growing, dynamic = growing_class(), DynamicLayer()
+    steps = [
+        lambda layer: layer.update(*states(5, batch=2)),
+        lambda layer: layer.update(*states(1, batch=2, start=5)),
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.update(*states(100, batch=2, start=50)),
+        lambda layer: layer.reorder_cache(torch.tensor([1, 1])),
+        lambda layer: layer.update(*states(1, batch=2, start=7)),
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.batch_select_indices(torch.tensor([0, 3])),
+        lambda layer: layer.update(*states(3, batch=2, start=9)),
+        lambda layer: (layer.offload(), layer.prefetch()),
+        lambda layer: layer.update(*states(1, batch=2, start=3)),
+        lambda layer: layer.reset(),
+        lambda layer: layer.update(*states(2, batch=2, start=1)),
+    ]
+    for step in steps:
+        outputs = [step(layer) for layer in (growing, dynamic)]
+        if isinstance(outputs[1], tuple):
+            for actual, expected in zip(*outputs, strict=True):
+                assert expected is None or torch.equal(actual, expected)
+        assert growing.get_seq_length() == dynamic.get_seq_length()
+        assert growing.get_mask_sizes(3) == dynamic.get_mask_sizes(3)
+
+
+@pytest.mark.parametrize("share", [copy, lambda layer: layer], ids=["copied", "cropped"])
+@torch.no_grad()
+def test_what_a_growing_layer_has_given_stays(share):
+    layer = DenseLayer()
+    layer.update(*states(5))
+    first = layer.update(*states(1, start=5))[0]
+    other = share(layer)
+    other.crop(-1)
+    assert other.update(*states(1, start=70))[0].flatten().tolist() == [0, 1, 2, 3, 4, 70]
+    assert first.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@torch.no_grad()
+def test_a_growing_layer_takes_another_precision_and_fewer_rows():
+    layer = DenseLayer()
+    layer.update(*states(5, batch=2))
+    layer.batch_select_indices(slice(0, 1))
+    assert layer.update(*states(1, start=5))[0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    layer = GrowingLayer()
+    layer.update(*(each.bfloat16() for each in states(5)))
+    keys, _ = layer.update(*states(1, start=5))
+    assert keys.dtype == torch.float32
+    assert keys.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "grows"),
+    [
+        (GrowingLayer(), torch.float32, True),
+        (GrowingLayer(), torch.bfloat16, True),
+        (DenseLayer(), torch.float32, True),
+        (DenseLayer(), torch.bfloat16, False),
+    ],
+)
+@torch.no_grad()
+def test_a_growing_layer_is_seldom_copied(layer, dtype, grows):
+    layer.update(*(each.to(dtype) for each in states(1000)))
+    places = set()
+    for slot in range(1000, 1060):
+        layer.update(*(each.to(dtype) for each in states(1, start=slot)))
+        places.add(layer.keys.data_ptr())
+    assert (len(places) == 1) == grows
+
+
+def test_a_growing_layer_goes_on_outside_of_inference_mode_and_with_gradients():
+    layer = GrowingLayer()
+    with torch.inference_mode():
+        layer.update(*states(3))
+    with torch.no_grad():
+        layer.update(*states(1, start=3))
+    keys, values = states(1, start=4)
+    layer.update(keys.requires_grad_(), values)[0].sum().backward()
+    assert keys.grad is not None
+    assert layer.keys.flatten().tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,217 @@
+import json
+from itertools import pairwise
+
+import pytest
+from tiny import TINY, VARIANTS, make_config
+
+from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.model.configuration_gpt import ACTIVATIONS, PATTERN_FIELDS
+
+REFUSED = [
+    ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
+    ({"hidden_size": 32.0}, "hidden_size=32.0"),
+    ({"hidden_size": "wide"}, "hidden_size='wide'"),
+    ({"num_hidden_layers": True}, "num_hidden_layers=True"),
+    ({"head_dim": -1}, "head_dim=-1: expected an integer of at least 1 or None"),
+    ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu, clamped_glu"),
+    ({"attention_output_bias": 1}, "attention_output_bias=1: expected True or False or None"),
+    ({"attention_scale": 0}, "attention_scale=0: expected a positive number or None"),
+    ({"norm_parameters": "bias"}, "norm_parameters='bias': expected one of weight_and_bias"),
+    (
+        {"norm_type": "rms_norm", "norm_parameters": "weight_and_bias"},
+        "norm_parameters='weight_and_bias' with norm_type='rms_norm': expected one of weight, none",
+    ),
+    ({"shared_norm": True}, "shared_norm=True has a meaning with parallel_residual=True only"),
+    ({"position_offset": 2}, "position_offset=2 has a meaning with position_embedding_type='learned' only"),
+    ({"position_offset": -1}, "position_offset=-1: expected an integer of at least 0"),
+    ({"swiglu_limit": -7.0}, "swiglu_limit=-7.0: expected a positive number"),
+    ({"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: expected at most num_local_experts=2"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["dense"] * 2}, "num_local_experts=2 without a sparse layer"),
+    ({"mlp_layer_types": ["sparse", "dense"]}, "num_local_experts=None: the sparse layers"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+    ({"num_local_experts": 2, "mlp_layer_types": ["sparse", "moe"]}, "mlp_layer_types holds 'moe'"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: expected an integer of at least 1 or None"),
+    ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number of at least 0"),
+    ({"router_z_loss_coef": -1}, "router_z_loss_coef=-1: expected a number of at least 0"),
+    ({"router_bias_update_rate": -1}, "router_bias_update_rate=-1: expected a number of at least 0 or None"),
+    ({"router_bias_update_rate": 0.1}, "router_bias_update_rate=0.1 without a sparse layer"),
+    ({"num_shared_experts": 1}, "num_shared_experts=1 without a sparse layer"),
+    ({"num_local_experts": 4, "router_score_function": "tanh"}, "router_score_function='tanh': expected one of"),
+    ({"num_local_experts": 4, "router_aux_loss_type": "none"}, "router_aux_loss_type='none': expected one of"),
+    ({"num_local_experts": 4, "routed_scaling_factor": 0}, "routed_scaling_factor=0: expected a positive number"),
+    ({"num_local_experts": 4, "layerdrop": 0.1}, "layerdrop=0.1: experts that are skipped cannot be balanced"),
+    ({"num_experts": 4}, "num_experts is no field of GPTConfig: did you mean num_local_experts"),
+    ({"n_shared_experts": 4}, "n_shared_experts is no field of GPTConfig: did you mean num_shared_experts"),
+    ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
+    ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
+    ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
+    ({"norm_position": "both"}, "norm_position='both': expected one of pre, post"),
+    ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi': expected one of learned"),
+    ({"hidden_act": "gelo"}, "hidden_act='gelo': expected one of"),
+    ({"attention_bias": "yes"}, "attention_bias='yes': expected True or False"),
+    ({"attention_dropout": 1.5}, r"attention_dropout=1.5: expected a number in \[0, 1\)"),
+    ({"norm_eps": 0}, "norm_eps=0: expected a positive number"),
+    ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
+    ({"attention_patterns": ["dense"]}, "attention_patterns has 1 entries: expected num_hidden_layers=2"),
+    ({"attention_patterns": ["dense", "random"]}, "attention_patterns holds 'random': expected dense or banded"),
+    ({"attention_patterns": "dense"}, "attention_patterns='dense': expected a list"),
+    ({"layer_types": ["full_attention"] * 3}, "entries: expected num_hidden_layers=2"),
+    ({"layer_types": ["full_attention", "mamba"]}, "attention_patterns holds 'mamba'"),
+    (
+        {"layer_types": ["sliding_attention"] * 2, "attention_patterns": ["dense"] * 2},
+        "layer_types=.* contradicts attention_patterns",
+    ),
+    (
+        {"sliding_window": 1, "attention_patterns": ["banded"] * 2},
+        "sliding_window=1: expected an integer of at least 2",
+    ),
+    ({"sliding_window": 8}, "sliding_window=8 without a banded layer"),
+    ({"attention_stride": 8}, "attention_stride=8 without a strided or fixed layer"),
+    ({"attention_summary_size": 8}, "attention_summary_size=8 without a fixed layer"),
+    ({"attention_patterns": ["strided"] * 2}, "attention_stride=None: the strided layers in attention_patterns"),
+    ({"attention_patterns": ["fixed"] * 2, "attention_stride": 4}, "attention_summary_size=None: the fixed layers"),
+    (
+        {"attention_patterns": ["fixed"] * 2, "attention_stride": 4, "attention_summary_size": 5},
+        "attention_summary_size=5: expected at most attention_stride=4",
+    ),
+    (
+        {"attention_patterns": ["strided"] * 2, "attention_stride": 1},
+        "attention_stride=1: expected an integer of at least 2",
+    ),
+    ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
+    ({"parallel_residual": True, "norm_position": "post"}, "parallel_residual=True has no norm_position='post'"),
+    ({"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8}, "hidden_size=33: sinusoidal"),
+    (
+        {"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 1e4}},
+        "rope_parameters=.* has no meaning",
+    ),
+    ({"position_embedding_type": "none", "rope_theta": 1e4}, "rope_theta=10000.0 has no meaning"),
+    ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
+    ({"rope_parameters": {"rope_tetha": 1e4}}, "rope_parameters: rope_tetha is unknown"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters=.*: expected a flat dict"),
+    ({"rope_parameters": "yarn"}, "rope_parameters='yarn': expected a flat dict"),
+    ({"initializer_range": float("inf")}, "initializer_range=inf: expected a positive number"),
+    ({"eos_token_id": []}, r"eos_token_id=\[\]: expected a token id"),
+    ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0, expected a number above 1"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotate .* = 3 dimensions of head_dim=8"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}}, "at least 4"),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4, "factor": 2.0}},
+        "short_factor has 1 entries, expected 4",
+    ),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "high_freq_factor must be above low_freq_factor",
+    ),
+    ({"eos_token_id": 99}, "eos_token_id=99: expected less than vocab_size=99"),
+    ({"eos_token_id": [1, 99]}, r"eos_token_id=\[1, 99\]: expected less than vocab_size=99"),
+    ({"pad_token_id": -1}, "pad_token_id=-1: expected a token id"),
+    ({"num_hidden_layer": 3}, "num_hidden_layer is no field of GPTConfig: did you mean num_hidden_layers"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields)[:60] for fields, _ in REFUSED])
+def test_refuses_what_means_nothing(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**{**TINY, **fields})
+
+
+def test_derives_what_is_left_out():
+    config = make_config(attention_patterns=["banded", "dense"], sliding_window=4)
+    assert (config.head_dim, config.num_key_value_heads, config.embedding_size) == (8, 4, 32)
+    assert config.intermediate_size == 128
+    assert config.layer_types == ["sliding_attention", "full_attention"]
+    assert make_config(layer_types=config.layer_types, sliding_window=4).attention_patterns == ["banded", "dense"]
+    assert make_config().rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert (config.attention_output_bias, config.norm_parameters, config.final_norm) == (True, "weight_and_bias", True)
+    assert (make_config("llama").attention_output_bias, make_config("llama").norm_parameters) == (False, "weight")
+    assert not make_config("post_norm").final_norm
+    assert (config.mlp_layer_types, config.moe_intermediate_size) == (["dense"] * 2, None)
+    experts = make_config(num_local_experts=3)
+    assert (experts.mlp_layer_types, experts.moe_intermediate_size) == (["sparse"] * 2, 128)
+
+
+def test_legacy_rope_fields_are_understood():
+    config = make_config(rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 2.0}, partial_rotary_factor=0.5)
+    assert config.rope_parameters == {
+        "rope_type": "linear",
+        "factor": 2.0,
+        "rope_theta": 5e5,
+        "partial_rotary_factor": 0.5,
+    }
+
+
+def test_no_rope_without_rotary_positions():
+    assert not hasattr(make_config("learned"), "rope_parameters")  # tools take the attribute for the ability
+
+
+def test_saves_and_loads(variant, tmp_path):
+    config = make_config(variant, bos_token_id=1, eos_token_id=[2, 3], num_labels=5)
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model_type"] == "hf_gpt"
+    assert stored["layer_types"] == config.layer_types
+
+
+def test_every_field_has_a_line_of_documentation():
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(GPTConfig)).body[0].body
+    for statement, following in pairwise(body):
+        if isinstance(statement, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), f"{statement.target.id} is not documented"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_builds(activation):
+    GPTForCausalLM(make_config(hidden_act=activation))
+
+
+def test_a_changed_configuration_is_checked_again(tmp_path):
+    config = make_config()
+    config.num_attention_heads = 3
+    with pytest.raises(ValueError, match="num_key_value_heads=4 does not divide num_attention_heads=3"):
+        GPTForCausalLM(config)
+    with pytest.raises(ValueError, match="num_key_value_heads=4"):
+        config.save_pretrained(tmp_path)
+
+
+def test_overrides_at_loading_derive_anew(tmp_path):
+    GPTConfig(**{**TINY, "num_key_value_heads": 2}).save_pretrained(tmp_path)
+    config = GPTConfig.from_pretrained(tmp_path, hidden_size=64, num_hidden_layers=3)
+    assert (config.embedding_size, config.intermediate_size, config.head_dim, config.num_key_value_heads) == (
+        64,
+        256,
+        16,
+        2,
+    )
+    assert config.attention_patterns == ["dense"] * 3
+    banded = GPTConfig.from_pretrained(tmp_path, attention_patterns=["banded"] * 2, sliding_window=4)
+    assert banded.layer_types == ["sliding_attention"] * 2
+    with pytest.raises(ValueError, match="sliding_window=8 without a banded layer"):
+        GPTConfig.from_pretrained(tmp_path, sliding_window=8)
+
+
+@pytest.mark.parametrize("name", PATTERN_FIELDS)
+def test_a_size_set_later_that_is_of_no_pattern_is_dropped(name):
+    config = make_config()
+    setattr(config, name, 8)
+    GPTForCausalLM(config)
+    assert getattr(config, name) is None
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2", "n_embd": 8}', "{}"], ids=["gpt2", "nothing"])
+def test_refuses_another_architecture(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    for load in (GPTConfig.from_pretrained, GPTForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match=r"model_type=.*expected 'hf_gpt'"):
+            load(tmp_path)
+
+
+def test_variants_are_what_they_are_called():
+    assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)

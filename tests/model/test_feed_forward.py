@@ -1,0 +1,70 @@
+"""Large activations, which are not kept for the backward pass but computed once more."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import VARIANTS, make_model, random_ids
+
+from hf_gpt.model import feed_forward
+
+DENSE = [name for name, fields in VARIANTS.items() if "num_local_experts" not in fields]
+
+
+def gradients(model, ids, autocast=False):
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("variant", DENSE)
+def test_gradients_do_not_change(variant, autocast, monkeypatch):
+    model, ids = make_model(variant).train(), random_ids(2, 9)
+    expected = gradients(model, ids, autocast)
+    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    actual = gradients(model, ids, autocast)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        tolerance = 3e-2 if autocast else 1e-5
+        assert (gradient - expected[name]).abs().max() <= tolerance * expected[name].abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("change", ["frozen_down", "frozen_up", "lora", "checkpointing"])
+def test_whatever_is_trained(change, monkeypatch):
+    model, ids = make_model(mlp_type="glu", hidden_act="silu").train(), random_ids(2, 9)
+    for layer in model.model.layers if change.startswith("frozen") else ():
+        getattr(layer.mlp, change.removeprefix("frozen_") + "_proj").requires_grad_(False)
+    if change == "lora":
+        model = get_peft_model(model, LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
+    if change == "checkpointing":
+        model.gradient_checkpointing_enable()
+    expected = gradients(model, ids)
+    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    actual = gradients(model, ids)
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
+@pytest.mark.parametrize("mlp_type", ["mlp", "glu", "clamped_glu"])
+def test_only_what_enters_is_kept(mlp_type, monkeypatch):
+    model = make_model(mlp_type=mlp_type).train()
+    mlp, states = model.model.layers[0].mlp, torch.randn(1, 5, 32, requires_grad=True)
+
+    def bytes_kept():
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = mlp(states)
+        assert output.requires_grad
+        weights = {parameter.untyped_storage().data_ptr() for parameter in mlp.parameters()}
+        return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+
+    assert bytes_kept() >= 4 * 5 * (32 + 2 * 128)
+    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    assert bytes_kept() <= 4 * 5 * (32 + (1 if mlp_type == "mlp" else 2) * 128)

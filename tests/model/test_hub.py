@@ -1,0 +1,171 @@
+"""Checkpoints that load anywhere: the code travels with the weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from native import save_native
+from safetensors.torch import load_file
+from stranger import stranger
+from tiny import make_model, random_ids
+
+from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
+from hf_gpt.conversion import convert
+from hf_gpt.model.modeling_gpt import AUTO_CLASSES
+from hf_gpt.surgery.quantization import quantize
+
+
+# Runs where hf_gpt cannot be imported: loads a folder through an Auto class, saves it again, prints what it computes.
+def here(auto_class: str, folder: Path, ids: torch.Tensor) -> list:
+    model = AUTO_CLASSES[auto_class].from_pretrained(folder)
+    rows = ids[:, None] if "MultipleChoice" in auto_class else ids
+    with torch.no_grad():
+        if model.can_generate():
+            return model.generate(rows, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+        return model(rows, attention_mask=torch.ones_like(rows))[0].tolist()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantised_weights_load_without_hf_gpt(tmp_path, scheme):
+    saved, first, second, ids = tmp_path / "saved", tmp_path / "first", tmp_path / "second", random_ids(2, 5)
+    quantize(make_model(pad_token_id=0), scheme).save_pretrained(saved)
+    expected = {"AutoModelForCausalLM": here("AutoModelForCausalLM", saved, ids)}
+    assert stranger(saved, first, ids, *expected) == expected
+    assert stranger(first, second, ids, *expected) == expected
+
+
+def test_loads_and_saves_again_without_hf_gpt(tmp_path):
+    """Each head computes for a stranger what it computes here; so does what the stranger saves, for the next one."""
+    ids = random_ids(2, 5)
+    saved, first, second = tmp_path / "saved", tmp_path / "first", tmp_path / "second"
+    for auto_class, model_class in AUTO_CLASSES.items():
+        make_model("llama", model_class=model_class, pad_token_id=0, num_labels=3).save_pretrained(saved / auto_class)
+    expected = {auto_class: here(auto_class, saved / auto_class, ids) for auto_class in AUTO_CLASSES}
+    for source, target in ((saved, first), (first, second)):
+        printed = stranger(source, target, ids, *AUTO_CLASSES)
+        for auto_class in AUTO_CLASSES:
+            assert torch.allclose(torch.tensor(printed[auto_class]), torch.tensor(expected[auto_class]), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["default", "learned", "banded", "mixtral"])
+def test_every_auto_class_loads_one_checkpoint_without_hf_gpt(tmp_path, variant):
+    make_model(variant, pad_token_id=0).save_pretrained(tmp_path / "saved")
+    ids = random_ids(2, 5)
+    printed = stranger(tmp_path / "saved", tmp_path / "again", ids, *AUTO_CLASSES)
+    assert set(printed) == set(AUTO_CLASSES)
+    assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "saved", ids)
+
+
+def test_a_converted_checkpoint_loads_without_hf_gpt(tmp_path):
+    """Its folder was not written by a model, but by the conversion."""
+    native = save_native(tmp_path / "native", "gpt_oss", eos_token_id=None, pad_token_id=None)
+    convert(tmp_path / "native", tmp_path / "ours")
+    ids = random_ids(2, 5, high=native.config.vocab_size)
+    printed = stranger(tmp_path / "ours", tmp_path / "again", ids, "AutoModelForCausalLM")
+    assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "ours", ids)
+    assert (
+        printed["AutoModelForCausalLM"]
+        == native.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+    )
+
+
+def test_every_auto_class_loads_one_checkpoint_with_hf_gpt(tmp_path, variant):
+    model = make_model(variant)
+    model.save_pretrained(tmp_path)
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is GPTConfig
+    for name, model_class in AUTO_CLASSES.items():
+        loaded = getattr(transformers, name).from_pretrained(tmp_path)
+        assert type(loaded) is model_class
+        assert torch.equal(loaded.base_model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_the_folder_is_complete(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
+    for reference in auto_map.values():
+        assert (tmp_path / f"{reference.partition('.')[0]}.py").exists()
+
+
+def test_saves_and_loads_bit_for_bit(tmp_path, variant):
+    model = make_model(variant)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = GPTForCausalLM.from_pretrained(tmp_path)
+    for (name, expected), (_, actual) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert torch.equal(actual, expected), name
+    ids = random_ids(1, 5)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)  # buffers of the rotary embedding included
+
+
+def test_base_and_head_checkpoints_load_into_each_other(tmp_path):
+    model = make_model(model_class=GPTModel)
+    model.save_pretrained(tmp_path / "base")
+    language_model = GPTForCausalLM.from_pretrained(tmp_path / "base")
+    language_model.save_pretrained(tmp_path / "head")
+    again = GPTModel.from_pretrained(tmp_path / "head")
+    assert torch.equal(again(random_ids(1, 4))[0], model(random_ids(1, 4))[0])
+
+
+def test_user_entries_of_the_auto_map_stay(tmp_path):
+    model = make_model()
+    model.config.auto_map = {"AutoTokenizer": ["mine.Slow", None]}
+    model.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoTokenizer"] == ["mine.Slow", None]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_gpt.GPTForCausalLM"
+
+
+def test_a_missing_weight_file_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        GPTForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_truncated_weight_file_is_named(tmp_path, sharded):
+    make_model().save_pretrained(tmp_path, max_shard_size="40KB" if sharded else "1GB")
+    path = sorted(tmp_path.glob("*.safetensors"))[-1]
+    whole = path.read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OSError, match=rf"{path.name} is truncated"):
+            GPTForCausalLM.from_pretrained(tmp_path)
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    path = sorted(tmp_path.glob("*.safetensors"))[0]
+    path.unlink()
+    with pytest.raises(OSError, match=path.name):
+        GPTForCausalLM.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_architecture_are_refused_whatever_the_configuration(tmp_path):
+    config = transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type='gpt2'"):
+        GPTForCausalLM.from_pretrained(tmp_path, config=GPTConfig(vocab_size=99))
+
+
+def test_pipelines(tmp_path):
+    from hf_gpt.tokenization.building import train_tokenizer
+
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 20], 300)
+    model = make_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    for task in ("text-generation", "text-classification", "token-classification", "feature-extraction"):
+        assert transformers.pipeline(task, model=str(tmp_path))("the quick fox")
+
+
+def test_saved_weights_are_plain_safetensors(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    fixed = {"embed_tokens.weight", "norm.weight"}
+    fixed |= {f"layers.1.self_attn.{letter}_proj.weight" for letter in "qkvo"}
+    assert {f"model.{name}" for name in fixed} <= names

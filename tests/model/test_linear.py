@@ -1,0 +1,154 @@
+import pytest
+import torch
+from torch import nn
+
+from hf_gpt.model.linear import ONEDNN_LINEAR, PACKED, Linear, PackedWeights, project_together
+
+SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
+
+
+def layers(bias=True):
+    ours, theirs = Linear(24, 13, bias=bias), nn.Linear(24, 13, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_layer_of_pytorch(shape, bias):
+    ours, theirs = layers(bias)
+    states = torch.randn(shape)
+    with torch.no_grad():
+        assert ours(states).shape == theirs(states).shape
+        assert torch.allclose(ours(states), theirs(states), atol=1e-6)
+        strided = torch.randn(24, 5, 2).transpose(0, 2)
+        assert torch.allclose(ours(strided), theirs(strided), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_to_pytorch(dtype):
+    ours, theirs = (layer.to(dtype) for layer in layers())
+    states = torch.randn(3, 24, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(ours(states), theirs(states))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_pytorch(dtype, tolerance, autocast, bias):
+    ours, theirs = (layer.to(dtype) for layer in layers(bias))
+    given = torch.randn(2, 5, 24, dtype=dtype)
+    gradients = []
+    for layer in (ours, theirs):
+        states = given.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = layer(states)
+        output.float().square().sum().backward()
+        gradients.append([output, states.grad, *(parameter.grad for parameter in layer.parameters())])
+    for actual, expected in zip(*gradients, strict=True):
+        assert actual.dtype == expected.dtype
+        close = 2e-2 if autocast else tolerance
+        assert torch.allclose(actual, expected, rtol=close, atol=close * expected.abs().max().item())
+
+
+def test_second_gradients():
+    ours, _ = layers()
+    ours = ours.double()
+    assert torch.autograd.gradgradcheck(ours, torch.randn(3, 24, dtype=torch.float64, requires_grad=True))
+    ours = ours.float()
+    states = torch.randn(3, 24, requires_grad=True)
+    (first,) = torch.autograd.grad(ours(states).square().sum(), states, create_graph=True)
+    first.square().sum().backward()
+    expected = 8 * (ours.weight.t() @ ours.weight @ first.detach().t()).t() / 2
+    assert torch.allclose(states.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2])
+def test_layers_together_are_the_layers_one_by_one(needed):
+    """Of different widths, with and without bias, and with a frozen one among them."""
+    three = [Linear(24, width, bias=bias) for width, bias in ((12, True), (6, True), (18, True))]
+    three[needed].requires_grad_(False)
+    states = torch.randn(2, 3, 24)
+    together = project_together(states, *three)
+    sum(each.square().sum() for each in together).backward()
+    gradients = [parameter.grad for layer in three for parameter in layer.parameters()]
+    for layer in three:
+        layer.zero_grad()
+    apart = [layer(states) for layer in three]
+    sum(each.square().sum() for each in apart).backward()
+    for actual, layer in zip(together, apart, strict=True):
+        assert torch.allclose(actual, layer, atol=1e-6)
+    for actual, parameter in zip(gradients, (p for layer in three for p in layer.parameters()), strict=True):
+        assert (actual is None) == (parameter.grad is None)
+        assert actual is None or torch.allclose(actual, parameter.grad, atol=1e-5)
+
+
+def test_what_is_wrapped_round_a_layer_runs():
+    seen = []
+    three = [Linear(24, 8) for _ in range(3)]
+    three[1].register_forward_hook(lambda *_: seen.append(True))
+    project_together(torch.randn(2, 24), *three)
+    assert seen
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_packed_weights_are_the_weights(rows):
+    three = [Linear(48, width).to(torch.bfloat16) for width in (32, 16, 64)]
+    states = torch.randn(rows, 1, 48, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = [nn.functional.linear(states, layer.weight, layer.bias) for layer in three]
+        token = PACKED.set(PackedWeights())
+        try:
+            for _ in range(2):
+                for actual, plain in zip(project_together(states, *three), expected, strict=True):
+                    assert torch.allclose(actual, plain, atol=2e-2)
+            assert torch.allclose(three[0](states), expected[0], atol=2e-2)
+            assert len(PACKED.get().kept) == 2  # all together, and the first alone
+        finally:
+            PACKED.reset(token)
+
+
+def test_packed_weights_have_a_limit(monkeypatch):
+    monkeypatch.setattr(PackedWeights, "BYTES", 100)
+    packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
+    assert packed.of((first, None)) is not None
+    assert packed.of((second, None)) is None
+    assert packed.of((first, None)) is not None
+
+
+def test_packed_weights_are_never_those_of_another():
+    """Weights that come and go, as offloading has them."""
+    packed, states = PackedWeights(), torch.randn(1, 8).bfloat16()
+    with torch.no_grad():
+        for _ in range(20):
+            weight = torch.randn(8, 8).bfloat16()
+            kept, _ = packed.of((weight, None))
+            actual = ONEDNN_LINEAR(states, kept, None, "none", [], "")
+            assert torch.allclose(actual, states @ weight.t(), atol=0.1)
+            del weight
+
+
+def test_layers_with_and_without_bias_are_asked_one_by_one():
+    three = [Linear(24, 8, bias=bias) for bias in (False, True, True)]
+    states = torch.randn(2, 24)
+    for actual, layer in zip(project_together(states, *three), three, strict=True):
+        assert torch.allclose(actual, nn.functional.linear(states, layer.weight, layer.bias), atol=1e-6)
+
+
+def test_onednn_is_what_it_runs():
+    """Otherwise the layer would be a nn.Linear, and decoding slow, without a sign."""
+    ours, _ = layers()
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        ours(torch.randn(1, 24))
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+
+
+def test_autocast_is_obeyed():
+    ours, theirs = layers()
+    states = torch.randn(3, 24)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours(states), theirs(states))
+        assert ours(states).dtype == torch.bfloat16

@@ -1,0 +1,293 @@
+"""The loss without the logits, against the loss of the logits in float64: every term, label, head and precision."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_model, random_ids
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GPT2LMHeadModel, set_seed
+
+from hf_gpt.model import losses
+from hf_gpt.model.linear import Linear
+from hf_gpt.model.losses import Terms, language_model_loss
+
+WIDTH, VOCABULARY = 24, 99
+PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+TERMS = {
+    "plain": Terms(),
+    "smoothed": Terms(label_smoothing=0.1),
+    "z_loss": Terms(z_loss_coef=0.01),
+    "both": Terms(0.2, 0.03),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks, of several parts, the last of them smaller."""
+    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 7 * VOCABULARY * 8)
+    monkeypatch.setattr(losses, "CACHED_ROWS", 3)
+    monkeypatch.setattr(losses, "ADDED_ROWS", 40)
+
+
+def head_and_states(dtype=torch.float64, bias=True):
+    set_seed(0)
+    head = Linear(WIDTH, VOCABULARY, bias=bias).to(dtype)
+    return head, torch.randn(2, 11, WIDTH, dtype=dtype)
+
+
+def some_labels(ignored=True):
+    labels = random_ids(2, 11, low=0)
+    if ignored:
+        labels[0, 3:6] = labels[1, -2:] = -100
+    return labels
+
+
+def definition(head, states, labels, terms, num_items=None, shift_labels=None):
+    """From all logits, by the formulas."""
+    logits = nn.functional.linear(states, head.weight, head.bias)
+    targets = shift_labels if shift_labels is not None else labels[:, 1:]
+    logits = (logits if shift_labels is not None else logits[:, :-1]).flatten(0, 1).double()
+    counted = targets.flatten() != -100
+    logits, targets = logits[counted], targets.flatten()[counted]
+    log_probabilities = logits.log_softmax(-1)
+    chosen = -log_probabilities.gather(1, targets[:, None])[:, 0]
+    uniform = -log_probabilities.mean(-1)
+    each = (1 - terms.label_smoothing) * chosen + terms.label_smoothing * uniform
+    each = each + terms.z_loss_coef * logits.logsumexp(-1).square()
+    return each.sum() / (len(targets) if num_items is None else num_items)
+
+
+def gradients(loss, head, states):
+    return torch.autograd.grad(loss, [states, *head.parameters()])
+
+
+def assert_close(actual, expected, tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.double() - e.double()).abs().max() <= tolerance * e.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("num_items", [None, 37, torch.tensor(37)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
+def test_equals_the_definition(terms, bias, ignored, num_items, dtype, tolerance):
+    head, states = head_and_states(dtype, bias)
+    states.requires_grad_()
+    labels = some_labels(ignored)
+    actual = language_model_loss(
+        head, states, labels, terms=TERMS[terms], vocab_size=VOCABULARY, num_items_in_batch=num_items
+    )
+    expected = definition(head, states, labels, TERMS[terms], num_items)
+    assert_close([actual], [expected], tolerance)
+    assert_close(gradients(actual, head, states), gradients(expected, head, states), tolerance)
+
+
+class Wrapped(nn.Module):
+    """A head that is no plain linear layer."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, states):
+        return self.head(states)
+
+
+def hooked(head):
+    head.register_forward_hook(lambda *_: None)
+    return head
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, hooked, torch.compile], ids=["wrapped", "hooked", "compiled"])
+@pytest.mark.parametrize("terms", TERMS)
+def test_any_head(wrap, terms):
+    head, states = head_and_states()
+    states.requires_grad_()
+    labels = some_labels()
+    expected = definition(head, states, labels, TERMS[terms])
+    expected_gradients = gradients(expected, head, states)
+    options = {"backend": "eager"} if wrap is torch.compile else {}
+    actual = language_model_loss(wrap(head, **options), states, labels, terms=TERMS[terms], vocab_size=VOCABULARY)
+    assert_close([actual], [expected], 1e-12)
+    assert_close(gradients(actual, head, states), expected_gradients, 1e-12)
+
+
+def test_shifted_labels_and_another_ignore_index():
+    head, states = head_and_states()
+    shifted = some_labels()
+    expected = definition(head, states, None, Terms(), shift_labels=shifted)
+    zeros = torch.where(shifted == -100, 0, shifted.clamp(min=1))
+    options = {"terms": Terms(), "vocab_size": VOCABULARY}
+    assert_close([language_model_loss(head, states, shifted, shift_labels=shifted, **options)], [expected], 1e-12)
+    actual = language_model_loss(head, states, zeros, shift_labels=zeros, ignore_index=0, **options)
+    expected = definition(head, states, None, Terms(), shift_labels=zeros.masked_fill(zeros == 0, -100))
+    assert_close([actual], [expected], 1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["states", "weight", "bias"])
+def test_what_needs_no_gradient_gets_none(frozen):
+    head, states = head_and_states()
+    states.requires_grad_(frozen != "states")
+    if frozen != "states":
+        getattr(head, frozen).requires_grad_(False)
+    expected = definition(head, states, some_labels(), Terms())
+    actual = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    learns = [each for each in (states, *head.parameters()) if each.requires_grad]
+    assert_close(torch.autograd.grad(actual, learns), torch.autograd.grad(expected, learns), 1e-12)
+
+
+def test_backward_twice_and_by_another_gradient():
+    head, states = head_and_states()
+    states.requires_grad_()
+    loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    once = torch.autograd.grad(loss, [states, head.weight], retain_graph=True)
+    thrice = torch.autograd.grad(3 * loss, [states, head.weight], retain_graph=True)
+    assert_close(thrice, [3 * each for each in once], 1e-12)
+    assert_close(torch.autograd.grad(loss, [states, head.weight]), once, 1e-12)
+
+
+def test_autocast_is_as_close_as_full_logits():
+    """Rounded logits and products, exact sums: the distance from float64 is that of bfloat16 logits."""
+    head, states = head_and_states(torch.float32)
+    states.requires_grad_()
+    exact = gradients(definition(head, states, some_labels(), Terms()), head, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+        full = nn.functional.cross_entropy(
+            head(states)[:, :-1].flatten(0, 1).float(), some_labels()[:, 1:].flatten(), ignore_index=-100
+        )
+    ours, plain = gradients(loss, head, states), gradients(full, head, states)
+    assert loss.dtype == torch.float32
+    for actual, other, expected in zip(ours, plain, exact, strict=True):
+        assert actual.dtype == expected.dtype
+        error, usual = (actual - expected).abs().max(), (other - expected).abs().max()
+        assert error <= 2 * usual
+
+
+def test_extreme_logits():
+    """Probabilities that vanish in float32 have a finite loss."""
+    head, states = head_and_states(torch.float32)
+    states = (1e4 * states).requires_grad_()
+    loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    assert_close([loss], [definition(head, states, some_labels(), Terms())], 1e-5)
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, head, states))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_without_targets_the_mean_is_nan_as_in_the_peer(plain, training):
+    model = make_model().train(training)
+    if not plain:
+        hooked(model.lm_head)
+    ids, ignored = random_ids(2, 5), torch.full((2, 5), -100)
+    peer = GPT2LMHeadModel._from_config(GPT2LMHeadModel.config_class(n_layer=1, n_embd=8, n_head=2, vocab_size=99))
+    assert peer(ids, labels=ignored).loss.isnan()
+    assert model(ids, labels=ignored).loss.isnan()
+    assert model(ids, labels=ignored, num_items_in_batch=5).loss == peer(ids, labels=ignored, num_items_in_batch=5).loss
+    if training:
+        model(ids, labels=ignored, num_items_in_batch=5).loss.backward()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("wrong", [-1, -99, VOCABULARY, 10**6])
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_outside_the_vocabulary(wrong, training):
+    labels = random_ids(1, 6)
+    labels[0, 3] = wrong
+    with pytest.raises(ValueError, match=rf"labels .*{wrong}.*expected 0 to 98, by vocab_size=99"):
+        make_model().train(training)(random_ids(1, 6), labels=labels)
+
+
+# --- in the model -----------------------------------------------------------------------------------------------------
+
+
+def test_logits_exist_when_somebody_asks(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    evaluated = model(ids, labels=ids)
+    assert evaluated.logits.shape == (2, 9, 99)
+    assert model(ids, labels=ids, skip_logits=True).logits is None
+    trained = model.train()(ids, labels=ids)
+    asked = model(ids, labels=ids, skip_logits=False)
+    assert trained.logits is None
+    assert asked.logits.shape == (2, 9, 99)
+    assert torch.allclose(trained.loss, asked.loss, rtol=1e-6)
+    if model.config.num_local_experts is None:
+        assert torch.allclose(trained.loss, evaluated.loss, rtol=1e-6)
+    with pytest.raises(ValueError, match="skip_logits=True without labels"):
+        model(ids, skip_logits=True)
+
+
+@torch.no_grad()
+def expected_loss(model, ids):
+    return definition(model.lm_head, model.model(ids).last_hidden_state, ids, Terms())
+
+
+@pytest.mark.parametrize("change", ["loss_function", "lora", "resized", "head_bias", "untied", "checkpointing"])
+def test_every_way_to_train_has_one_loss(change):
+    fields = {"head_bias": {"lm_head_bias": True}, "untied": {"tie_word_embeddings": False}}.get(change, {})
+    model, ids = make_model(**fields).train(), random_ids(2, 9)
+    expected = expected_loss(model, ids)
+    if change == "loss_function":
+        model.loss_function = lambda logits, labels, **_: logits.mean()
+        assert model(ids, labels=ids).loss == model(ids, labels=ids).logits.mean()
+        return
+    if change == "lora":
+        model = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM"))
+    if change == "resized":
+        model.resize_token_embeddings(120)
+        expected = expected_loss(model, ids)
+    if change == "checkpointing":
+        model.gradient_checkpointing_enable()
+    loss = model(ids, labels=ids).loss
+    assert_close([loss], [expected], 1e-5)
+    loss.backward()
+    assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_terms_count_in_training_alone():
+    fields = {"label_smoothing": 0.1, "lm_z_loss_coef": 0.01}
+    model, ids = make_model(**fields), random_ids(2, 9)
+    states = model.model(ids).last_hidden_state
+    assert_close([model(ids, labels=ids).loss], [definition(model.lm_head, states, ids, Terms())], 1e-5)
+    expected = definition(model.lm_head, states, ids, Terms(0.1, 0.01))
+    for options in ({}, {"skip_logits": False}):
+        assert_close([model.train()(ids, labels=ids, **options).loss], [expected], 1e-5)
+
+
+def test_the_compiled_step_is_the_step():
+    model, ids = make_model().train(), random_ids(2, 9)
+    model(ids, labels=ids).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    torch.compiler.reset()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_inside_a_checkpoint():
+    head, states = head_and_states()
+    states.requires_grad_()
+
+    def loss_of(states):
+        return language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+
+    expected = gradients(loss_of(states), head, states)
+    assert_close(gradients(checkpoint(loss_of, states, use_reentrant=False), head, states), expected, 1e-12)
+
+
+def test_memory_does_not_grow_with_the_logits(monkeypatch):
+    """No tensor of tokens by vocabulary is ever made."""
+    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 16 * 99 * 4)
+    model, ids = make_model().train(), random_ids(4, 60)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        model(ids, labels=ids).loss.backward()
+    largest = max(
+        (shape[0] * shape[-1] for event in profile.events() for shape in event.input_shapes if len(shape) > 1
+         and shape[-1] == 99), default=0,
+    )  # fmt: skip
+    assert 0 < largest <= 32 * 99

@@ -1,0 +1,46 @@
+"""Two processes on gloo, every way to split a model over them: the loss and gradients of one process."""
+
+import socket
+
+import pytest
+import torch
+from layouts import RANKS, layouts_of, step, work
+from tiny import make_model, random_ids
+from torch.multiprocessing import spawn
+
+from hf_gpt import GPTForCausalLM
+from hf_gpt.model.parallel_plans import ALL_PARALLEL_STYLES
+
+VARIANTS = {
+    "mixtral": {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1},
+    "gpt_oss": {"router_aux_loss_coef": 0.5, "num_local_experts": 4, "num_key_value_heads": 2},
+    "deepseek": {"router_aux_loss_coef": 0.5},
+    "llama": {},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_layout_trains_as_one_process(variant, tmp_path):
+    if ALL_PARALLEL_STYLES is None and variant != "llama":
+        pytest.skip("transformers 5.17 cannot split experts")
+    model = make_model(variant, **VARIANTS[variant], vocab_size=100)
+    model.save_pretrained(tmp_path / "whole")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    spawn(work, (tmp_path, port, variant), nprocs=RANKS)
+    results = torch.load(tmp_path / "results.pt")
+
+    expected_loss, expected_gradients, expected_counts = step(model.train(), random_ids(4, 9))
+    assert list(results) == layouts_of(variant)
+    for layout, (loss, gradients, counts) in results.items():
+        assert torch.allclose(loss, expected_loss, rtol=1e-5), layout
+        assert gradients.keys() == expected_gradients.keys(), layout
+        for name, expected in expected_gradients.items():
+            assert (gradients[name] - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-7, (layout, name)
+        assert counts.keys() == expected_counts.keys(), layout
+        for name, expected in expected_counts.items():  # of the whole batch; ratios count
+            assert torch.allclose(counts[name] / counts[name].sum(), expected / expected.sum()), (layout, name)
+        if layout != "data":
+            saved = GPTForCausalLM.from_pretrained(tmp_path / layout).state_dict()
+            assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items()), layout

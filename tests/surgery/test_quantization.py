@@ -1,0 +1,351 @@
+"""Quantised weights and caches: what they compute, how they are saved, and that nothing is quantised twice."""
+
+import copy
+import importlib.util
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny import VARIANTS, make_model, random_ids
+from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers.cache_utils import Fp8QuantizedLayer
+
+from hf_gpt import GPTForCausalLM, GPTForSequenceClassification
+from hf_gpt.model import quantized_weights
+from hf_gpt.model.linear import Linear
+from hf_gpt.model.modeling_gpt import Embedding
+from hf_gpt.model.quantized_weights import MANY_ROWS, dequantize_int4, pack_int4, unpack_int4
+from hf_gpt.surgery.models import set_attention_patterns, upcycle
+from hf_gpt.surgery.quantization import SCHEMES, quantize
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 64), (MANY_ROWS["int4"], 64)]
+DENSE = [name for name, fields in VARIANTS.items() if "num_local_experts" not in fields]
+PAIRS = [(variant, scheme) for variant in VARIANTS for scheme in SCHEMES if (variant, scheme) != ("factorised", "int4")]
+
+
+def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
+    """A layer, and the very matrix that it stands for, (out, in), in float64."""
+    torch.manual_seed(0)
+    layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
+    layer.weight = torch.nn.Parameter(SCHEMES[scheme].make(layer.weight, group_size, "layer"), requires_grad=False)
+    return layer, dequantized(layer.weight)
+
+
+def dequantized(weight):
+    if type(weight).__name__ == "Int4Tensor":
+        scale, zero = (values.double().t()[..., None] for values in (weight.scale, weight.zero_point))
+        return (unpack_int4(weight.qdata).double().view(*scale.shape[:2], -1) * scale + zero).flatten(1)
+    return weight.qdata.double() * weight.scale.double()
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def kernels_of(call):
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        call()
+    return {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("outputs", "bias"), [(99, True), (64, False), (16, True)])
+def test_a_layer_computes_what_its_numbers_say(scheme, shape, outputs, bias):
+    layer, matrix = quantized_layer(scheme, outputs, bias)
+    states = torch.randn(shape).bfloat16()
+    expected = states.double() @ matrix.t() + (layer.bias.double() if bias else 0)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            output = layer(states)
+        assert output.dtype == torch.bfloat16
+        assert output.shape == expected.shape
+        assert torch.allclose(output.double(), expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_is_exact_in_float32(scheme):
+    layer, matrix = quantized_layer(scheme)
+    layer.bias.data = layer.bias.data.float()
+    states = torch.randn(5, 64)
+    expected = states.double() @ matrix.t() + layer.bias.double()
+    with torch.no_grad():
+        # torchao multiplies by int8 numbers as they are; the scales of int4 are of the weight's dtype
+        assert torch.allclose(layer(states).double(), expected, atol={"int8": 1e-5, "int4": 0.02}[scheme])
+
+
+@pytest.mark.parametrize("group_size", quantized_weights.INT4_GROUPS)
+def test_groups(group_size):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 512)
+    made = SCHEMES["int4"].make(weight, group_size, "layer")
+    assert made.scale.shape == (512 // group_size, 8)
+    half_a_step = (made.scale.float().t().repeat_interleave(group_size, dim=1) / 2) + 0.02  # and bfloat16
+    assert ((dequantize_int4(made).float() - weight).abs() <= half_a_step).all()
+    constant = SCHEMES["int4"].make(torch.full((8, 512), 0.5), group_size, "layer")
+    assert torch.allclose(dequantize_int4(constant).float(), torch.full((8, 512), 0.5))
+
+
+@pytest.mark.parametrize("inputs", [8, 24, 40])
+def test_a_width_that_the_kernel_has_not(inputs):
+    """Its rows would not be aligned: the kernel would crash, or compute something else."""
+    weight = torch.nn.Parameter(SCHEMES["int8"].make(torch.randn(9, inputs)), requires_grad=False)
+    states = torch.randn(1, inputs).bfloat16()
+    with torch.no_grad():
+        output = quantized_weights.multiply_int8(states, weight, None)
+    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("offset", [1, 8, 16])
+def test_numbers_that_a_file_has_put_anywhere(offset):
+    weight = SCHEMES["int8"].make(torch.randn(9, 32))
+    place = torch.empty(9 * 32 + 64, dtype=torch.int8)
+    start = -place.data_ptr() % 64 + offset
+    weight.qdata = place[start : start + 9 * 32].view(9, 32).copy_(weight.qdata)
+    states = torch.randn(10, 32).bfloat16()
+    with torch.inference_mode():
+        output = quantized_weights.multiply_int8(states, weight, None)
+    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+    assert not weight.qdata.is_inference()
+
+
+def test_two_numbers_in_a_byte():
+    numbers = torch.randint(-8, 8, (5, 6), dtype=torch.int8)
+    assert torch.equal(unpack_int4(pack_int4(numbers)), numbers)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernel"), [("int8", "_weight_int8pack_mm"), ("int4", "_weight_int4pack_mm_for_cpu")]
+)
+def test_a_few_rows_take_the_kernel(scheme, kernel):
+    """Otherwise decoding would be slow, without a sign."""
+    layer, _ = quantized_layer(scheme)
+    assert f"aten::{kernel}" in kernels_of(lambda: layer(torch.randn(1, 64).bfloat16()))
+    many = torch.randn(MANY_ROWS[scheme], 64).bfloat16()
+    assert f"aten::{kernel}" not in kernels_of(lambda: layer(many))
+
+
+def test_weights_that_are_loaded_in_place_are_packed_anew():
+    layer, _ = quantized_layer("int4")
+    other = copy.deepcopy(layer)
+    other.weight.zero_point.add_(1)
+    states = torch.randn(1, 64).bfloat16()
+    with torch.no_grad():
+        layer(states)
+        layer.load_state_dict(other.state_dict())
+        assert torch.equal(layer(states), other(states))
+
+
+def test_rows_of_a_table():
+    torch.manual_seed(0)
+    table = Embedding(9, 64).bfloat16()
+    plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)
+    table.weight = torch.nn.Parameter(SCHEMES["int8"].make(table.weight), requires_grad=False)
+    assert torch.equal(table(ids), table.weight.dequantize()[ids])
+    assert torch.allclose(table(ids), plain, atol=0.02)
+
+
+@pytest.mark.parametrize(("variant", "scheme"), PAIRS)
+def test_a_model_stays_close(variant, scheme):
+    """Its logits are those of the model whose weights are the same numbers, whole again."""
+    model, ids = make_model(variant), random_ids(2, 9)
+    quantized = quantize(model, scheme)
+    assert quantized.dtype == torch.bfloat16
+    whole = copy.deepcopy(model)
+    names = dict(quantized.named_parameters())
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            weight = names[name]
+            parameter.copy_(weight if type(weight) is torch.nn.Parameter else dequantized(weight))
+    expected = logits(whole, ids)
+    nearest = logits(whole.bfloat16(), ids).float()
+    error, rounding = (logits(quantized, ids).float() - expected).abs(), (nearest - expected).abs()
+    if variant in DENSE:  # rounding may choose another expert
+        assert error.mean() < 2 * rounding.mean() + 1e-3 * expected.abs().max()
+    assert torch.equal(model.lm_head.weight, make_model(variant).lm_head.weight)  # it is a copy
+
+
+@pytest.mark.parametrize(("variant", "scheme"), PAIRS)
+def test_saves_and_loads(tmp_path, variant, scheme):
+    model, ids = quantize(make_model(variant), scheme), random_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    for loaded in (GPTForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert torch.equal(logits(loaded, ids), logits(model, ids))
+        assert torch.equal(loaded.generate(ids, **GREEDY), model.generate(ids, **GREEDY))
+        tied = model.config.tie_word_embeddings
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+        assert type(loaded.lm_head.weight).__name__ == "Int8Tensor"
+    loaded.save_pretrained(tmp_path / "again")
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert tied != any(name.startswith("lm_head._weight") for name in first)
+
+
+@pytest.mark.parametrize(("scheme", "bytes_per_weight"), [("int8", 1), ("int4", 0.5 + 4 / 32)])
+def test_files_are_small(tmp_path, scheme, bytes_per_weight):
+    model = make_model(hidden_size=128, vocab_size=64)
+    quantize(model, scheme).save_pretrained(tmp_path)
+    matrices = sum(p.numel() for name, p in model.model.layers.named_parameters() if "proj.weight" in name)
+    others = model.num_parameters() - matrices
+    assert (tmp_path / "model.safetensors").stat().st_size < matrices * bytes_per_weight * 1.1 + 2 * others + 20_000
+
+
+def test_the_stock_way(tmp_path):
+    """`from_pretrained(quantization_config=...)`; it leaves a tied head as it is."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    model, ids = make_model(), random_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    options = {"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    for loader in (GPTForCausalLM, AutoModelForCausalLM):
+        loaded = loader.from_pretrained(tmp_path, **options)
+        ours, theirs = quantize(model).model.layers[0].mlp.up_proj.weight, loaded.model.layers[0].mlp.up_proj.weight
+        assert torch.equal(ours.qdata, theirs.qdata)
+        assert torch.equal(ours.scale, theirs.scale)
+        assert "aten::_weight_int8pack_mm" in kernels_of(lambda: loaded(ids[:1, :1]))  # noqa: B023 called at once
+        loaded.save_pretrained(tmp_path / "saved")
+        assert torch.equal(logits(GPTForCausalLM.from_pretrained(tmp_path / "saved"), ids), logits(loaded, ids))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_other_heads(tmp_path, scheme):
+    model = make_model(model_class=GPTForSequenceClassification, num_labels=3, pad_token_id=0)
+    quantized = quantize(model, scheme)
+    assert type(quantized.score.weight) is torch.nn.Parameter
+    quantized.save_pretrained(tmp_path)
+    loaded, ids = GPTForSequenceClassification.from_pretrained(tmp_path), random_ids(2, 9)
+    assert torch.equal(logits(loaded, ids), logits(quantized, ids))
+
+
+def test_what_must_be_exact_stays_so():
+    quantized = quantize(make_model("deepseek"))
+    assert quantized.model.layers[1].mlp.router.e_score_correction_bias.dtype == torch.float32
+    assert quantized.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert type(quantized.model.layers[1].mlp.experts.down_proj) is torch.nn.Parameter
+    assert type(quantized.model.layers[1].mlp.shared_experts.down_proj.weight).__name__ == "Int8Tensor"
+
+
+def test_lora_over_int8():
+    model = get_peft_model(
+        quantize(make_model()), LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    )
+    ids = random_ids(2, 20)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(10):
+        loss = model.train()(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_lora_over_int4_is_refused():
+    with pytest.raises(TypeError, match="only supports int8"):
+        get_peft_model(quantize(make_model(), "int4"), LoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("to", "group_size", "message"),
+    [
+        ("int3", 32, "to='int3': expected one of int8, int4"),
+        ("int4", 48, "group_size=48: expected one of 32, 64, 128, 256"),
+        ("int4", 64, "group_size=64 does not divide the 32 input features of model.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(to, group_size, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(make_model(), to, group_size=group_size)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_is_quantised_twice(tmp_path, scheme):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    model = quantize(make_model(), scheme)
+    model.save_pretrained(tmp_path)
+    for again in (model, GPTForCausalLM.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="quantised already"):
+            quantize(again)
+    options = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    for loader in (GPTForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="quantised already"):
+            loader.from_pretrained(tmp_path, **options)
+
+
+def test_nor_rebuilt():
+    model = quantize(make_model())
+    with pytest.raises(ValueError, match="quantised already"):
+        set_attention_patterns(model, "banded", sliding_window=4)
+    with pytest.raises(ValueError, match="quantised already"):
+        upcycle(model, 4, 2)
+
+
+def test_without_torchao(tmp_path, monkeypatch):
+    quantize(make_model()).save_pretrained(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("hf_gpt.surgery.quantization.is_torchao_available", lambda: False)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "torchao" else find_spec(name, *a)
+    )
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchao"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (lambda: quantize(make_model()), lambda: GPTForCausalLM.from_pretrained(tmp_path)):
+        with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[quant\]'"):
+            call()
+
+
+DENSE_CACHES = [name for name, fields in VARIANTS.items() if "banded" not in fields.get("attention_patterns", ())]
+
+
+def decode(model, **cache):
+    outputs = model.generate(
+        random_ids(2, 12), **GREEDY | {"max_new_tokens": 12}, **cache, return_dict_in_generate=True, output_logits=True
+    )
+    return outputs.sequences, torch.stack(outputs.logits), outputs.past_key_values
+
+
+@pytest.mark.parametrize("variant", DENSE_CACHES)
+def test_a_quantised_cache_keeps_the_right_keys(variant, monkeypatch):
+    """With eight bits for which there is no loss: what is left is which keys a layer keeps, and sees."""
+    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float64)
+    model = make_model(variant).double()
+    sequences, expected, _ = decode(model)
+    written, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    assert {type(layer) for layer in cache.layers} == {Fp8QuantizedLayer}
+    assert torch.equal(written, sequences)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_quantised_cache_is_close_and_small():
+    torch.manual_seed(0)
+    model = make_model(initializer_range=0.05)
+    _, expected, whole = decode(model)
+    _, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    for layer, exact in zip(cache.layers, whole.layers, strict=True):
+        kept = (layer._quantized_keys[0], layer._quantized_values[0])
+        assert sum(states.nbytes for states in kept) * 4 == exact.keys.nbytes + exact.values.nbytes
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hqq") is None, reason="hqq is not installed")
+@pytest.mark.parametrize("variant", DENSE_CACHES)
+def test_a_cache_in_groups(variant):
+    model = make_model(variant)
+    groups = {"backend": "hqq", "nbits": 8, "axis_key": 1, "axis_value": 1, "q_group_size": 16, "residual_length": 4}
+    (sequences, expected, _), (written, found, _) = (
+        decode(model), decode(model, cache_implementation="quantized", cache_config=groups)
+    )  # fmt: skip
+    same = (written == sequences).all(0).cumprod(0).bool()[12:]  # what comes after another token is another text
+    assert (found - expected)[same].abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_quantised_cache_has_no_banded_layers():
+    with pytest.raises(ValueError, match="only full attention layers"):
+        decode(make_model("banded"), cache_implementation="quantized", cache_config={"backend": "fp8"})
