@@ -121,3 +121,36 @@ def make_model(variant: str = "default", model_class=GPTForCausalLM, attention: 
 
 def random_ids(*shape: int, seed: int = 1, low: int = 3, high: int = TINY["vocab_size"]) -> torch.Tensor:
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+PATTERN_SIZES = {
+    "dense": {},
+    "banded": {"sliding_window": 5},
+    "strided": {"attention_stride": 4},
+    "fixed": {"attention_stride": 4, "attention_summary_size": 2},
+}
+
+
+def sparse_config(pattern, **overrides):
+    return make_config(attention_patterns=[pattern] * 2, **{**PATTERN_SIZES[pattern], **overrides})
+
+
+LENGTH = 9
+
+
+def padding(kind, rows=3, length=LENGTH):
+    mask = torch.ones(rows, length, dtype=torch.long)
+    for row in range(rows - 1):
+        cut = 2 * row + 2
+        if kind == "left":
+            mask[row, :cut] = 0
+        elif kind == "right":
+            mask[row, -cut:] = 0
+        elif kind == "scattered":
+            mask[row, 1 : 2 * cut : 2] = 0
+    return mask
+
+
+def logits(model, ids, mask=None, **kwargs):
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, **kwargs).logits

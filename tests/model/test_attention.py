@@ -3,7 +3,7 @@
 import pytest
 import torch
 from naive import attention, visible
-from tiny import FLASH, IMPLEMENTATIONS, make_config, make_model, random_ids
+from tiny import FLASH, IMPLEMENTATIONS, LENGTH, logits, make_config, make_model, padding, random_ids
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -11,22 +11,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hf_gpt.model import attention_masks
 from hf_gpt.model.attention import OURS, GPTAttention
 from hf_gpt.model.attention_masks import create_attention_masks
-
-LENGTH = 9
-
-
-def padding(kind, rows=3, length=LENGTH):
-    mask = torch.ones(rows, length, dtype=torch.long)
-    for row in range(rows - 1):
-        cut = 2 * row + 2
-        if kind == "left":
-            mask[row, :cut] = 0
-        elif kind == "right":
-            mask[row, -cut:] = 0
-        elif kind == "scattered":
-            mask[row, 1 : 2 * cut : 2] = 0
-    return mask
-
 
 PATTERNS = {
     "dense": {},
@@ -78,24 +62,6 @@ def test_implementations_equal_the_definition(implementation, heads, sinks, side
     assert (actual.double() - expected)[seen].abs().max() < 1e-6
 
 
-SPARSE = {"attention_patterns": ["strided", "fixed"], "attention_stride": 4, "attention_summary_size": 2}
-
-
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|eager", "paged|sdpa"])
-def test_what_knows_no_sparse_layers_is_refused(implementation):
-    with pytest.raises(ValueError, match=r"strided or fixed layers.*choose sdpa, eager or flex_attention"):
-        make_model(**SPARSE, attention=implementation)
-    with pytest.raises(ValueError, match="strided or fixed layers"):
-        make_model(**SPARSE).set_attn_implementation(implementation)
-
-
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "paged|sdpa"])
-def test_sinks_are_never_dropped_in_silence(implementation):
-    assert make_model("gpt_oss").config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match=r"attention_sinks.*choose sdpa"):
-        make_model("gpt_oss", attention=implementation)
-
-
 @pytest.fixture
 def kernel_by_definition(monkeypatch):
     """FlashAttention's contract on a machine without it: no mask or one of padding, a window, causal from the right."""
@@ -112,11 +78,6 @@ def kernel_by_definition(monkeypatch):
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
 
 
-def logits(model, ids, mask=None, **kwargs):
-    with torch.no_grad():
-        return model(ids, attention_mask=mask, **kwargs).logits
-
-
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 @pytest.mark.parametrize("variant", FLASH)
 def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, side):
@@ -125,18 +86,6 @@ def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, s
     expected = logits(model, ids, mask)
     model.set_attn_implementation("kernel_by_definition")
     assert torch.allclose(logits(model, ids, mask)[mask.bool()], expected[mask.bool()], atol=1e-5)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
-def test_a_padded_row_equals_itself_without_padding(variant, implementation, side):
-    model = make_model(variant, attention=implementation)
-    ids, mask = random_ids(3, LENGTH), padding(side)
-    padded = logits(model, ids, mask)
-    for row in range(3):
-        seen = mask[row].bool()
-        alone = logits(model, ids[row, seen][None])[0]
-        assert torch.allclose(padded[row, seen], alone, atol=1e-5)
 
 
 CACHES = {
@@ -188,29 +137,6 @@ def test_prefill_in_chunks_equals_one_forward(variant, chunk):
         for t in range(0, LENGTH, chunk)
     ]
     assert torch.allclose(torch.cat(parts, dim=1)[mask.bool()], logits(model, ids, mask)[mask.bool()], atol=1e-5)
-
-
-@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
-def test_packed_sequences_do_not_see_each_other(variant, implementation):
-    model = make_model(variant, attention=implementation)
-    lengths = [4, 7, 2]
-    sequences = [random_ids(1, length, seed=length) for length in lengths]
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    packed = logits(model, torch.cat(sequences, dim=1), position_ids=positions)
-    apart = torch.cat([logits(model, sequence) for sequence in sequences], dim=1)
-    assert torch.allclose(packed, apart, atol=1e-5)
-
-
-def test_a_prepared_mask_is_used_as_it_is(variant):
-    model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
-    masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
-    assert torch.equal(logits(model, ids, masks), logits(model, ids))
-    by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
-    if variant in FLASH:
-        assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
-    else:
-        with pytest.raises(ValueError, match=r"continuous batching.*use generate"):
-            logits(model, ids, by_layer_type)
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])

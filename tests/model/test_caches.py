@@ -1,13 +1,15 @@
 """The cache layers of the patterns: what they keep, and everything that generate() does to a cache."""
 
+import importlib.util
 from copy import copy
 
 import pytest
 import torch
+from greedy import GREEDY
 from naive import visible
-from tiny import make_model, random_ids
+from tiny import VARIANTS, make_model, random_ids
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, Fp8QuantizedLayer
 
 from hf_gpt.model.attention_patterns import Fixed
 from hf_gpt.model.caches import DenseLayer, FixedLayer, GrowingLayer, logical_positions
@@ -167,14 +169,6 @@ def test_a_prepared_mask_keeps_all_keys():
         model(ids[:, 12:], attention_mask=square[:, :, :5], past_key_values=cache)
 
 
-@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
-def test_a_mask_without_the_past_is_refused(variant):
-    model, ids = make_model(variant), random_ids(2, 9)
-    cache = model(ids).past_key_values
-    with pytest.raises(ValueError, match="attention_mask has 2 slots: expected 9 of the past and 2 new ones"):
-        model(ids[:, :2], attention_mask=torch.ones_like(ids[:, :2]), past_key_values=cache)
-
-
 @pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "gpt_oss"])
 def test_decoding_under_autocast(variant):
     model, ids = make_model(variant), random_ids(2, 9)
@@ -277,3 +271,53 @@ def test_a_growing_layer_goes_on_outside_of_inference_mode_and_with_gradients():
     layer.update(keys.requires_grad_(), values)[0].sum().backward()
     assert keys.grad is not None
     assert layer.keys.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+DENSE_CACHES = [name for name, fields in VARIANTS.items() if "banded" not in fields.get("attention_patterns", ())]
+
+
+def decode(model, **cache):
+    outputs = model.generate(
+        random_ids(2, 12), **GREEDY | {"max_new_tokens": 12}, **cache, return_dict_in_generate=True, output_logits=True
+    )
+    return outputs.sequences, torch.stack(outputs.logits), outputs.past_key_values
+
+
+@pytest.mark.parametrize("variant", DENSE_CACHES)
+def test_a_quantized_cache_keeps_the_right_keys(variant, monkeypatch):
+    """With eight bits for which there is no loss: what is left is which keys a layer keeps, and sees."""
+    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float64)
+    model = make_model(variant).double()
+    sequences, expected, _ = decode(model)
+    written, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    assert {type(layer) for layer in cache.layers} == {Fp8QuantizedLayer}
+    assert torch.equal(written, sequences)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_quantized_cache_is_close_and_small():
+    torch.manual_seed(0)
+    model = make_model(initializer_range=0.05)
+    _, expected, whole = decode(model)
+    _, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    for layer, exact in zip(cache.layers, whole.layers, strict=True):
+        kept = (layer._quantized_keys[0], layer._quantized_values[0])
+        assert sum(states.nbytes for states in kept) * 4 == exact.keys.nbytes + exact.values.nbytes
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hqq") is None, reason="hqq is not installed")
+@pytest.mark.parametrize("variant", DENSE_CACHES)
+def test_a_cache_in_groups(variant):
+    model = make_model(variant)
+    groups = {"backend": "hqq", "nbits": 8, "axis_key": 1, "axis_value": 1, "q_group_size": 16, "residual_length": 4}
+    (sequences, expected, _), (written, found, _) = (
+        decode(model), decode(model, cache_implementation="quantized", cache_config=groups)
+    )  # fmt: skip
+    same = (written == sequences).all(0).cumprod(0).bool()[12:]  # what comes after another token is another text
+    assert (found - expected)[same].abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_quantized_cache_has_no_banded_layers():
+    with pytest.raises(ValueError, match="only full attention layers"):
+        decode(make_model("banded"), cache_implementation="quantized", cache_config={"backend": "fp8"})

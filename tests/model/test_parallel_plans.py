@@ -44,3 +44,22 @@ def test_every_layout_trains_as_one_process(variant, tmp_path):
         if layout != "data":
             saved = GPTForCausalLM.from_pretrained(tmp_path / layout).state_dict()
             assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items()), layout
+
+
+def test_parallel_plans_name_parts_of_the_model(variant):
+    model = make_model(variant)
+    modules = {name for name, _ in model.named_modules()}
+    parts = modules | {name for name, _ in model.named_parameters()}
+    config, ours = model.config, {name.replace(f".{layer}.", ".*.", 1) for name in parts for layer in "01"}
+    for plan in (config.base_model_tp_plan, config.base_model_ep_plan or {}):
+        assert {f"model.{pattern}" for pattern in plan} <= ours
+    for projection, style in {"q": "colwise", "k": "colwise", "v": "colwise", "o": "rowwise"}.items():
+        assert model.tp_plan[f"model.layers.*.self_attn.{projection}_proj"] == style
+    for name, parameter in model.model.layers.named_parameters():
+        name = f"layers.*.{name[2:]}"
+        if parameter.ndim > 1 and "router" not in name and not name.endswith("down_proj_bias"):
+            assert {name, name.rpartition(".")[0]} & config.base_model_tp_plan.keys(), name
+        if ".experts." in name:
+            assert config.base_model_ep_plan[name] == "grouped_gemm"
+    assert [f"model.{name}" in modules for name in config.base_model_pp_plan] == [True] * 3
+    assert list(config.base_model_pp_plan) == ["embed_tokens", "layers", "norm"]

@@ -6,21 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import attention, visible
-from tiny import make_config, make_model, random_ids
-from torch.utils._python_dispatch import TorchDispatchMode
+from naive import attention
+from recording import LargestTensor
+from tiny import PATTERN_SIZES, make_model, random_ids, sparse_config
 
-from hf_gpt.model import attention_masks
 from hf_gpt.model.attention_patterns import build_pattern
 from hf_gpt.model.sparse_attention import Kernels, Plain, Span, UnionAttention, attend_by_pieces, combine
-
-SIZES = {
-    "dense": {},
-    "banded": {"sliding_window": 5},
-    "strided": {"attention_stride": 4},
-    "fixed": {"attention_stride": 4, "attention_summary_size": 2},
-}
-
 
 # The same where there are many keys.
 WIDE = {
@@ -29,10 +20,6 @@ WIDE = {
     "strided": {"attention_stride": 32},
     "fixed": {"attention_stride": 32, "attention_summary_size": 2},
 }
-
-
-def sparse_config(pattern, **overrides):
-    return make_config(attention_patterns=[pattern] * 2, **{**SIZES[pattern], **overrides})
 
 
 def random_states(batch, heads, kv_heads, queries, keys, dtype=torch.float64, seed=0):
@@ -56,7 +43,7 @@ def by_operations(query, key, value, sinks, jobs):
 
 @st.composite
 def problems(draw):
-    pattern = draw(st.sampled_from(list(SIZES)))
+    pattern = draw(st.sampled_from(list(PATTERN_SIZES)))
     sizes = {
         "dense": {},
         "banded": {"sliding_window": draw(st.integers(2, 300))},
@@ -96,15 +83,8 @@ def test_pieces_equal_the_definition(attend, problem):
         assert torch.allclose(got, wanted, atol=1e-11)
 
 
-@pytest.mark.parametrize("pattern", SIZES)
-def test_the_definition_of_a_pattern_is_that_of_the_design(pattern):
-    config, positions = sparse_config(pattern), torch.arange(30)
-    actual = build_pattern(config, pattern).visible(positions[:, None], positions).tril()
-    assert torch.equal(actual, visible(pattern, config, torch.ones(1, 30))[0])
-
-
 @pytest.mark.parametrize("sinks", [False, True])
-@pytest.mark.parametrize("pattern", SIZES)
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
 @pytest.mark.parametrize(("dtype", "forward", "backward"), [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 2e-2, 1e-1)])
 def test_precision(pattern, sinks, dtype, forward, backward):
     """Against float64, at a length where rounding could add up."""
@@ -126,7 +106,7 @@ def test_precision(pattern, sinks, dtype, forward, backward):
         assert (got.grad.double() - wanted.grad).abs().max() < backward * max(1.0, wanted.grad.abs().max().item())
 
 
-@pytest.mark.parametrize("pattern", SIZES)
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
 def test_dropout_drops_probabilities(pattern):
     """With unit vectors as values the output is the probabilities: each of them zero, or divided by what is kept."""
     config, length = sparse_config(pattern), 40
@@ -144,22 +124,6 @@ def test_dropout_drops_probabilities(pattern):
 
 def nn_pad(states, width):
     return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
-
-
-class LargestTensor(TorchDispatchMode):
-    """The largest memory that any operation asked for, in elements."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        for output in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(output, torch.Tensor) and output.numel():
-                size = output.untyped_storage().nbytes() // output.element_size()
-                self.elements = max(self.elements, size)
-        return result
 
 
 @pytest.mark.parametrize("side", ["none", "left", "packed"])
@@ -183,27 +147,6 @@ def test_nothing_of_length_by_length_is_made(pattern, dropout, side, monkeypatch
     assert largest.elements < length**2 / 2
 
 
-@pytest.mark.parametrize("pattern", SIZES)
-def test_counts_are_those_of_the_definition(pattern):
-    config = sparse_config(pattern)
-    rule, length = build_pattern(config, pattern), 30
-    seen = visible(pattern, config, torch.ones(1, length))[0]
-    assert [rule.keys_seen(position) for position in range(length)] == seen.sum(-1).tolist()
-    if pattern != "dense":
-        whole = [n for n in range(1, length + 1) if int(seen[:n, :n].sum()) == n * (n + 1) // 2]
-        assert rule.reach == whole[-1]
-
-
-@pytest.mark.parametrize("pattern", ["strided", "fixed"])
-@pytest.mark.parametrize("most", [0, 7, 40])
-def test_the_keys_of_one_query(pattern, most):
-    config = sparse_config(pattern)
-    seen = visible(pattern, config, torch.ones(1, 41))[0]
-    positions = torch.arange(most + 1)[:, None]
-    for position, keys in enumerate(build_pattern(config, pattern).keys_of(positions, most)):
-        assert sorted(keys[keys >= 0].tolist()) == seen[position].nonzero().flatten().tolist()
-
-
 def test_kernels_know_the_log_sum_exp():
     config = sparse_config("strided")
     query, key, value = random_states(1, 4, 4, 50, 50)
@@ -213,12 +156,3 @@ def test_kernels_know_the_log_sum_exp():
     allowed = build_pattern(config, "strided").visible(positions[:, None], positions).tril()
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~allowed, -math.inf)
     assert torch.allclose(total[..., 0], scores.logsumexp(-1), atol=1e-12)
-
-
-def test_short_sequences_are_not_cut(monkeypatch):
-    monkeypatch.undo()
-    config = sparse_config("strided")
-    for length in (attention_masks.SHORTEST - 1, attention_masks.SHORTEST):
-        config._attn_implementation = "sdpa"
-        mask = attention_masks.create_attention_masks(config, torch.empty(1, length, 32), None, None)["strided"]
-        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.SHORTEST)

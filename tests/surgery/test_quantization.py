@@ -7,75 +7,26 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from quantized import dequantized
+from recording import kernels_of
 from safetensors.torch import load_file
 from tiny import VARIANTS, make_model, random_ids
 from transformers import AutoModelForCausalLM, TorchAoConfig
-from transformers.cache_utils import Fp8QuantizedLayer
 
 from hf_gpt import GPTForCausalLM, GPTForSequenceClassification
 from hf_gpt.model import quantized_weights
-from hf_gpt.model.linear import Linear
-from hf_gpt.model.modeling_gpt import Embedding
-from hf_gpt.model.quantized_weights import MANY_ROWS, dequantize_int4, pack_int4, unpack_int4
+from hf_gpt.model.quantized_weights import dequantize_int4
 from hf_gpt.surgery.models import set_attention_patterns, upcycle
 from hf_gpt.surgery.quantization import SCHEMES, quantize
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 64), (MANY_ROWS["int4"], 64)]
 DENSE = [name for name, fields in VARIANTS.items() if "num_local_experts" not in fields]
 PAIRS = [(variant, scheme) for variant in VARIANTS for scheme in SCHEMES if (variant, scheme) != ("factorised", "int4")]
-
-
-def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
-    """A layer, and the very matrix that it stands for, (out, in), in float64."""
-    torch.manual_seed(0)
-    layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
-    layer.weight = torch.nn.Parameter(SCHEMES[scheme].make(layer.weight, group_size, "layer"), requires_grad=False)
-    return layer, dequantized(layer.weight)
-
-
-def dequantized(weight):
-    if type(weight).__name__ == "Int4Tensor":
-        scale, zero = (values.double().t()[..., None] for values in (weight.scale, weight.zero_point))
-        return (unpack_int4(weight.qdata).double().view(*scale.shape[:2], -1) * scale + zero).flatten(1)
-    return weight.qdata.double() * weight.scale.double()
 
 
 def logits(model, ids):
     with torch.no_grad():
         return model(ids).logits
-
-
-def kernels_of(call):
-    with torch.no_grad(), torch.profiler.profile() as profile:
-        call()
-    return {event.key for event in profile.key_averages()}
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("outputs", "bias"), [(99, True), (64, False), (16, True)])
-def test_a_layer_computes_what_its_numbers_say(scheme, shape, outputs, bias):
-    layer, matrix = quantized_layer(scheme, outputs, bias)
-    states = torch.randn(shape).bfloat16()
-    expected = states.double() @ matrix.t() + (layer.bias.double() if bias else 0)
-    for gradients in (False, True):
-        with torch.set_grad_enabled(gradients):
-            output = layer(states)
-        assert output.dtype == torch.bfloat16
-        assert output.shape == expected.shape
-        assert torch.allclose(output.double(), expected, atol=0.02, rtol=0.01)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_layer_is_exact_in_float32(scheme):
-    layer, matrix = quantized_layer(scheme)
-    layer.bias.data = layer.bias.data.float()
-    states = torch.randn(5, 64)
-    expected = states.double() @ matrix.t() + layer.bias.double()
-    with torch.no_grad():
-        # torchao multiplies by int8 numbers as they are; the scales of int4 are of the weight's dtype
-        assert torch.allclose(layer(states).double(), expected, atol={"int8": 1e-5, "int4": 0.02}[scheme])
 
 
 @pytest.mark.parametrize("group_size", quantized_weights.INT4_GROUPS)
@@ -88,65 +39,6 @@ def test_groups(group_size):
     assert ((dequantize_int4(made).float() - weight).abs() <= half_a_step).all()
     constant = SCHEMES["int4"].make(torch.full((8, 512), 0.5), group_size, "layer")
     assert torch.allclose(dequantize_int4(constant).float(), torch.full((8, 512), 0.5))
-
-
-@pytest.mark.parametrize("inputs", [8, 24, 40])
-def test_a_width_that_the_kernel_has_not(inputs):
-    """Its rows would not be aligned: the kernel would crash, or compute something else."""
-    weight = torch.nn.Parameter(SCHEMES["int8"].make(torch.randn(9, inputs)), requires_grad=False)
-    states = torch.randn(1, inputs).bfloat16()
-    with torch.no_grad():
-        output = quantized_weights.multiply_int8(states, weight, None)
-    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
-
-
-@pytest.mark.parametrize("offset", [1, 8, 16])
-def test_numbers_that_a_file_has_put_anywhere(offset):
-    weight = SCHEMES["int8"].make(torch.randn(9, 32))
-    place = torch.empty(9 * 32 + 64, dtype=torch.int8)
-    start = -place.data_ptr() % 64 + offset
-    weight.qdata = place[start : start + 9 * 32].view(9, 32).copy_(weight.qdata)
-    states = torch.randn(10, 32).bfloat16()
-    with torch.inference_mode():
-        output = quantized_weights.multiply_int8(states, weight, None)
-    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
-    assert not weight.qdata.is_inference()
-
-
-def test_two_numbers_in_a_byte():
-    numbers = torch.randint(-8, 8, (5, 6), dtype=torch.int8)
-    assert torch.equal(unpack_int4(pack_int4(numbers)), numbers)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "kernel"), [("int8", "_weight_int8pack_mm"), ("int4", "_weight_int4pack_mm_for_cpu")]
-)
-def test_a_few_rows_take_the_kernel(scheme, kernel):
-    """Otherwise decoding would be slow, without a sign."""
-    layer, _ = quantized_layer(scheme)
-    assert f"aten::{kernel}" in kernels_of(lambda: layer(torch.randn(1, 64).bfloat16()))
-    many = torch.randn(MANY_ROWS[scheme], 64).bfloat16()
-    assert f"aten::{kernel}" not in kernels_of(lambda: layer(many))
-
-
-def test_weights_that_are_loaded_in_place_are_packed_anew():
-    layer, _ = quantized_layer("int4")
-    other = copy.deepcopy(layer)
-    other.weight.zero_point.add_(1)
-    states = torch.randn(1, 64).bfloat16()
-    with torch.no_grad():
-        layer(states)
-        layer.load_state_dict(other.state_dict())
-        assert torch.equal(layer(states), other(states))
-
-
-def test_rows_of_a_table():
-    torch.manual_seed(0)
-    table = Embedding(9, 64).bfloat16()
-    plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)
-    table.weight = torch.nn.Parameter(SCHEMES["int8"].make(table.weight), requires_grad=False)
-    assert torch.equal(table(ids), table.weight.dequantize()[ids])
-    assert torch.allclose(table(ids), plain, atol=0.02)
 
 
 @pytest.mark.parametrize(("variant", "scheme"), PAIRS)
@@ -299,53 +191,3 @@ def test_without_torchao(tmp_path, monkeypatch):
     for call in (lambda: quantize(make_model()), lambda: GPTForCausalLM.from_pretrained(tmp_path)):
         with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[quant\]'"):
             call()
-
-
-DENSE_CACHES = [name for name, fields in VARIANTS.items() if "banded" not in fields.get("attention_patterns", ())]
-
-
-def decode(model, **cache):
-    outputs = model.generate(
-        random_ids(2, 12), **GREEDY | {"max_new_tokens": 12}, **cache, return_dict_in_generate=True, output_logits=True
-    )
-    return outputs.sequences, torch.stack(outputs.logits), outputs.past_key_values
-
-
-@pytest.mark.parametrize("variant", DENSE_CACHES)
-def test_a_quantised_cache_keeps_the_right_keys(variant, monkeypatch):
-    """With eight bits for which there is no loss: what is left is which keys a layer keeps, and sees."""
-    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float64)
-    model = make_model(variant).double()
-    sequences, expected, _ = decode(model)
-    written, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
-    assert {type(layer) for layer in cache.layers} == {Fp8QuantizedLayer}
-    assert torch.equal(written, sequences)
-    assert torch.allclose(found, expected, atol=1e-4)
-
-
-def test_a_quantised_cache_is_close_and_small():
-    torch.manual_seed(0)
-    model = make_model(initializer_range=0.05)
-    _, expected, whole = decode(model)
-    _, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-    for layer, exact in zip(cache.layers, whole.layers, strict=True):
-        kept = (layer._quantized_keys[0], layer._quantized_values[0])
-        assert sum(states.nbytes for states in kept) * 4 == exact.keys.nbytes + exact.values.nbytes
-
-
-@pytest.mark.skipif(importlib.util.find_spec("hqq") is None, reason="hqq is not installed")
-@pytest.mark.parametrize("variant", DENSE_CACHES)
-def test_a_cache_in_groups(variant):
-    model = make_model(variant)
-    groups = {"backend": "hqq", "nbits": 8, "axis_key": 1, "axis_value": 1, "q_group_size": 16, "residual_length": 4}
-    (sequences, expected, _), (written, found, _) = (
-        decode(model), decode(model, cache_implementation="quantized", cache_config=groups)
-    )  # fmt: skip
-    same = (written == sequences).all(0).cumprod(0).bool()[12:]  # what comes after another token is another text
-    assert (found - expected)[same].abs().max() < 0.02 * expected.abs().max()
-
-
-def test_a_quantised_cache_has_no_banded_layers():
-    with pytest.raises(ValueError, match="only full attention layers"):
-        decode(make_model("banded"), cache_implementation="quantized", cache_config={"backend": "fp8"})

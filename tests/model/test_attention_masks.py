@@ -1,0 +1,67 @@
+"""The masks of each pattern: padding, packed sequences, prepared masks, and when a mask is replaced by pieces."""
+
+import pytest
+import torch
+from tiny import FLASH, IMPLEMENTATIONS, LENGTH, logits, make_model, padding, random_ids, sparse_config
+
+from hf_gpt.model import attention_masks
+from hf_gpt.model.attention_masks import create_attention_masks
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
+def test_a_padded_row_equals_itself_without_padding(variant, implementation, side):
+    model = make_model(variant, attention=implementation)
+    ids, mask = random_ids(3, LENGTH), padding(side)
+    padded = logits(model, ids, mask)
+    for row in range(3):
+        seen = mask[row].bool()
+        alone = logits(model, ids[row, seen][None])[0]
+        assert torch.allclose(padded[row, seen], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "implementation"), IMPLEMENTATIONS)
+def test_packed_sequences_do_not_see_each_other(variant, implementation):
+    model = make_model(variant, attention=implementation)
+    lengths = [4, 7, 2]
+    sequences = [random_ids(1, length, seed=length) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = logits(model, torch.cat(sequences, dim=1), position_ids=positions)
+    apart = torch.cat([logits(model, sequence) for sequence in sequences], dim=1)
+    assert torch.allclose(packed, apart, atol=1e-5)
+
+
+def test_banded_layers_see_their_window_alone():
+    model, ids = make_model("banded", attention="eager"), random_ids(1, 12)
+    banded, dense = model(ids, output_attentions=True).attentions
+    assert not banded.tril(-4).any()
+    assert dense.tril(-4).any()
+
+
+def test_a_prepared_mask_is_used_as_it_is(variant):
+    model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
+    masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
+    assert torch.equal(logits(model, ids, masks), logits(model, ids))
+    by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
+    if variant in FLASH:
+        assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
+    else:
+        with pytest.raises(ValueError, match=r"continuous batching.*use generate"):
+            logits(model, ids, by_layer_type)
+
+
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
+def test_a_mask_without_the_past_is_refused(variant):
+    model, ids = make_model(variant), random_ids(2, 9)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match="attention_mask has 2 slots: expected 9 of the past and 2 new ones"):
+        model(ids[:, :2], attention_mask=torch.ones_like(ids[:, :2]), past_key_values=cache)
+
+
+def test_short_sequences_are_not_cut(monkeypatch):
+    monkeypatch.undo()
+    config = sparse_config("strided")
+    for length in (attention_masks.SHORTEST - 1, attention_masks.SHORTEST):
+        config._attn_implementation = "sdpa"
+        mask = attention_masks.create_attention_masks(config, torch.empty(1, length, 32), None, None)["strided"]
+        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.SHORTEST)

@@ -1,0 +1,36 @@
+"""Attention patterns: which keys a query sees, against the definition key by key."""
+
+import pytest
+import torch
+from naive import visible
+from tiny import PATTERN_SIZES, sparse_config
+
+from hf_gpt.model.attention_patterns import build_pattern
+
+
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
+def test_the_definition_of_a_pattern_is_that_of_the_design(pattern):
+    config, positions = sparse_config(pattern), torch.arange(30)
+    actual = build_pattern(config, pattern).visible(positions[:, None], positions).tril()
+    assert torch.equal(actual, visible(pattern, config, torch.ones(1, 30))[0])
+
+
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
+def test_counts_are_those_of_the_definition(pattern):
+    config = sparse_config(pattern)
+    rule, length = build_pattern(config, pattern), 30
+    seen = visible(pattern, config, torch.ones(1, length))[0]
+    assert [rule.keys_seen(position) for position in range(length)] == seen.sum(-1).tolist()
+    if pattern != "dense":
+        whole = [n for n in range(1, length + 1) if int(seen[:n, :n].sum()) == n * (n + 1) // 2]
+        assert rule.reach == whole[-1]
+
+
+@pytest.mark.parametrize("pattern", ["strided", "fixed"])
+@pytest.mark.parametrize("most", [0, 7, 40])
+def test_the_keys_of_one_query(pattern, most):
+    config = sparse_config(pattern)
+    seen = visible(pattern, config, torch.ones(1, 41))[0]
+    positions = torch.arange(most + 1)[:, None]
+    for position, keys in enumerate(build_pattern(config, pattern).keys_of(positions, most)):
+        assert sorted(keys[keys >= 0].tolist()) == seen[position].nonzero().flatten().tolist()

@@ -1,0 +1,110 @@
+"""Products with quantized weights, against the dequantized matrix in float64."""
+
+import copy
+
+import pytest
+import torch
+from quantized import dequantized
+from recording import kernels_of
+from tiny import random_ids
+
+from hf_gpt.model import quantized_weights
+from hf_gpt.model.embedding import Embedding
+from hf_gpt.model.linear import Linear
+from hf_gpt.model.quantized_weights import MANY_ROWS, pack_int4, unpack_int4
+from hf_gpt.surgery.quantization import SCHEMES
+
+SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 64), (MANY_ROWS["int4"], 64)]
+
+
+def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
+    """A layer, and the very matrix that it stands for, (out, in), in float64."""
+    torch.manual_seed(0)
+    layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
+    layer.weight = torch.nn.Parameter(SCHEMES[scheme].make(layer.weight, group_size, "layer"), requires_grad=False)
+    return layer, dequantized(layer.weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("outputs", "bias"), [(99, True), (64, False), (16, True)])
+def test_a_layer_computes_what_its_numbers_say(scheme, shape, outputs, bias):
+    layer, matrix = quantized_layer(scheme, outputs, bias)
+    states = torch.randn(shape).bfloat16()
+    expected = states.double() @ matrix.t() + (layer.bias.double() if bias else 0)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            output = layer(states)
+        assert output.dtype == torch.bfloat16
+        assert output.shape == expected.shape
+        assert torch.allclose(output.double(), expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_is_exact_in_float32(scheme):
+    layer, matrix = quantized_layer(scheme)
+    layer.bias.data = layer.bias.data.float()
+    states = torch.randn(5, 64)
+    expected = states.double() @ matrix.t() + layer.bias.double()
+    with torch.no_grad():
+        # torchao multiplies by int8 numbers as they are; the scales of int4 are of the weight's dtype
+        assert torch.allclose(layer(states).double(), expected, atol={"int8": 1e-5, "int4": 0.02}[scheme])
+
+
+@pytest.mark.parametrize("inputs", [8, 24, 40])
+def test_a_width_that_the_kernel_has_not(inputs):
+    """Its rows would not be aligned: the kernel would crash, or compute something else."""
+    weight = torch.nn.Parameter(SCHEMES["int8"].make(torch.randn(9, inputs)), requires_grad=False)
+    states = torch.randn(1, inputs).bfloat16()
+    with torch.no_grad():
+        output = quantized_weights.multiply_int8(states, weight, None)
+    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("offset", [1, 8, 16])
+def test_numbers_that_a_file_has_put_anywhere(offset):
+    weight = SCHEMES["int8"].make(torch.randn(9, 32))
+    place = torch.empty(9 * 32 + 64, dtype=torch.int8)
+    start = -place.data_ptr() % 64 + offset
+    weight.qdata = place[start : start + 9 * 32].view(9, 32).copy_(weight.qdata)
+    states = torch.randn(10, 32).bfloat16()
+    with torch.inference_mode():
+        output = quantized_weights.multiply_int8(states, weight, None)
+    assert torch.allclose(output.double(), states.double() @ dequantized(weight).t(), atol=0.05, rtol=0.01)
+    assert not weight.qdata.is_inference()
+
+
+def test_two_numbers_in_a_byte():
+    numbers = torch.randint(-8, 8, (5, 6), dtype=torch.int8)
+    assert torch.equal(unpack_int4(pack_int4(numbers)), numbers)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernel"), [("int8", "_weight_int8pack_mm"), ("int4", "_weight_int4pack_mm_for_cpu")]
+)
+def test_a_few_rows_take_the_kernel(scheme, kernel):
+    """Otherwise decoding would be slow, without a sign."""
+    layer, _ = quantized_layer(scheme)
+    assert f"aten::{kernel}" in kernels_of(lambda: layer(torch.randn(1, 64).bfloat16()))
+    many = torch.randn(MANY_ROWS[scheme], 64).bfloat16()
+    assert f"aten::{kernel}" not in kernels_of(lambda: layer(many))
+
+
+def test_weights_that_are_loaded_in_place_are_packed_anew():
+    layer, _ = quantized_layer("int4")
+    other = copy.deepcopy(layer)
+    other.weight.zero_point.add_(1)
+    states = torch.randn(1, 64).bfloat16()
+    with torch.no_grad():
+        layer(states)
+        layer.load_state_dict(other.state_dict())
+        assert torch.equal(layer(states), other(states))
+
+
+def test_rows_of_a_table():
+    torch.manual_seed(0)
+    table = Embedding(9, 64).bfloat16()
+    plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)
+    table.weight = torch.nn.Parameter(SCHEMES["int8"].make(table.weight), requires_grad=False)
+    assert torch.equal(table(ids), table.weight.dequantize()[ids])
+    assert torch.allclose(table(ids), plain, atol=0.02)

@@ -1,0 +1,41 @@
+"""Records what PyTorch runs: operators, the dtypes of matrix products, the largest tensor."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def kernels_of(call):
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        call()
+    return {event.key for event in profile.key_averages()}
+
+
+class LargestTensor(TorchDispatchMode):
+    """The largest memory that any operation asked for, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for output in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(output, torch.Tensor) and output.numel():
+                size = output.untyped_storage().nbytes() // output.element_size()
+                self.elements = max(self.elements, size)
+        return result
+
+
+class ProductDtypes(TorchDispatchMode):
+    """The dtypes of all matrices that are multiplied."""
+
+    PRODUCTS = ("aten.mm.", "aten.addmm.", "mkldnn._linear_pointwise.")
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith(self.PRODUCTS):
+            self.dtypes |= {each.dtype for each in args if isinstance(each, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
