@@ -23,11 +23,10 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM
-from hf_gpt.data.corpus import read_files, standard_library_documentation
-from hf_gpt.data.packing import TokenBlocks
-from hf_gpt.data.token_files import encode_texts
+from hf_gpt.data import TokenBlocks, encode_texts
+from hf_gpt.data.text_sources import read_files, standard_library_documentation
 from hf_gpt.surgery.models import extend_context
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.tokenization import train_tokenizer
 
 SHORT, LONG = 256, 4096
 LENGTHS = (256, 512, 1024, 2048, 4096)

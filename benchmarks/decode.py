@@ -20,10 +20,10 @@ from measure import machine, medians, plot_bars, read_rate
 from transformers import AutoTokenizer, PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
-from hf_gpt.data.corpus import read_files, standard_library_documentation
-from hf_gpt.data.token_files import encode_texts
+from hf_gpt.data import encode_texts
+from hf_gpt.data.text_sources import read_files, standard_library_documentation
 from hf_gpt.surgery.quantization import quantize
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training.runs import RunSettings, train_model
 
 PROMPT, NEW_TOKENS, ROWS = 64, 64, (1, 16)

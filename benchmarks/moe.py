@@ -32,11 +32,10 @@ from transformers import (
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.accounting import account
 from hf_gpt.conversion import convert
-from hf_gpt.data.corpus import read_files, standard_library_documentation
-from hf_gpt.data.packing import TokenBlocks
-from hf_gpt.data.token_files import encode_texts
+from hf_gpt.data import TokenBlocks, encode_texts
+from hf_gpt.data.text_sources import read_files, standard_library_documentation
 from hf_gpt.surgery.models import upcycle
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training.runs import ExpertMetrics
 
 VOCABULARY, ROWS, MANY_ROWS, LENGTH, NEW_TOKENS = 8192, 2, 8, 512, 32

@@ -24,22 +24,23 @@ from measure import machine, medians, report
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
+from hf_gpt.data import tokenize_files
 from hf_gpt.data.encoders import build_encoder
-from hf_gpt.data.token_files import tokenize_files
-from hf_gpt.tokenization.bpe_files import read_merges, read_vocab, to_bytes
-from hf_gpt.tokenization.building import (
-    SPLIT_PATTERNS,
+from hf_gpt.tokenization import (
     load_tokenizer,
-    merge_ranks,
     tokenizer_from_tiktoken,
     tokenizer_from_vocab_and_merges,
     train_tokenizer,
 )
-from hf_gpt.tokenization.pieces import cut
+from hf_gpt.tokenization.byte_alphabet import characters_to_bytes
+from hf_gpt.tokenization.chunking import split_into_chunks
+from hf_gpt.tokenization.ranks import extract_ranks
+from hf_gpt.tokenization.split_patterns import SPLIT_PATTERNS
+from hf_gpt.tokenization.vocabulary_files import read_merges, read_vocab
 
 
 def documents(files: list[Path], megabytes: float) -> list[str]:
-    once = [piece for file in files for piece in cut(file.read_text("utf-8"), 4000)]
+    once = [piece for file in files for piece in split_into_chunks(file.read_text("utf-8"), 4000)]
     return once * max(1, round(megabytes / megabytes_of(once)))
 
 
@@ -80,7 +81,7 @@ def speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) 
 
 def tiktoken_of(tokenizer: PreTrainedTokenizerFast) -> tiktoken.Encoding:
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
-    ranks = {to_bytes(token): rank for token, rank in merge_ranks(stored).items()}
+    ranks = {characters_to_bytes(token): rank for token, rank in extract_ranks(stored).items()}
     return tiktoken.Encoding("gpt2", pat_str=SPLIT_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
 
 

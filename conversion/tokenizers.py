@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
-from ..tokenization.building import ENCODINGS, tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
+from ..tokenization.openai_formats import ENCODINGS, tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
 from .storage import read_json
 
 TOKENIZER = "tokenizer.json"

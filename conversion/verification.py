@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoTokenizer
 
-from ..data.corpus import standard_library_documentation
+from ..data.text_sources import standard_library_documentation
 from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import GPTForCausalLM
 from .families import find_family

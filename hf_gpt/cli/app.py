@@ -31,16 +31,20 @@ from ..conversion.engine import SHARD_SIZE
 from ..conversion.families import recognise
 from ..conversion.sources import locate
 from ..conversion.tokenizers import open_tokenizer
-from ..data.corpus import read_dataset, read_files, standard_library_documentation
 from ..data.documents import read_documents
 from ..data.encoders import Encoder, build_encoder
-from ..data.token_files import SHARD_TOKENS, skipped_documents, tokenize_files
+from ..data.text_sources import read_dataset, read_files, standard_library_documentation
+from ..data.token_files import skipped_documents
+from ..data.tokenizing import SHARD_TOKENS, tokenize_files
 from ..folders import new_folder
 from ..model.attention_patterns import build_pattern
 from ..model.configuration_gpt import GPTConfig
 from ..surgery.quantization import GROUP_SIZE, SCHEMES, quantize
 from ..surgery.upcycling import upcycle_checkpoint
-from ..tokenization.building import SAMPLE_BYTES, SHIPPED, SPECIAL_TOKENS, SPLIT_PATTERNS, train_tokenizer
+from ..tokenization.construction import SPECIAL_TOKENS
+from ..tokenization.loading import SHIPPED_TOKENIZER
+from ..tokenization.split_patterns import SPLIT_PATTERNS
+from ..tokenization.training import SAMPLE_BYTES, train_tokenizer
 from ..training.runs import RunSettings
 from .recipes import DEMO, DEMO_SETTINGS, LOSS_CURVE, Outcome, find_origin, train_from_text
 
@@ -208,7 +212,7 @@ def tokenize_command(
         typer.Option(
             help="Folder or Hub id of a tokenizer, or a file like o200k_base.tiktoken; otherwise the one that ships."
         ),
-    ] = SHIPPED,
+    ] = SHIPPED_TOKENIZER,
     column: Column = "text",
     engine: Annotated[
         str | None, typer.Option(help="tiktoken or tokenizers; the faster otherwise. The ids are the same.")
@@ -481,8 +485,8 @@ def read_texts(files: list[Path], column: str, skipped: list[str]) -> Iterator[s
     read = False
     for file in files:
         for piece in read_documents(file, column):
-            if piece.flaw:
-                skipped.append(piece.flaw)
+            if piece.error:
+                skipped.append(piece.error)
             else:
                 read = True
                 yield piece.text

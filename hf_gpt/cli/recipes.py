@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from ..data.token_files import encode_texts, open_tokens
+from ..data import encode_texts, open_tokens
 from ..folders import new_folder, state_of
 from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import GPTForCausalLM
 from ..presets import preset_config, preset_names
 from ..publishing import draw_loss_curve, model_card, three_lines
-from ..tokenization.building import train_tokenizer
+from ..tokenization import train_tokenizer
 from ..training.runs import CHECKPOINTS, RunReport, RunSettings, begin, finished_report, train_model
 
 LOSS_CURVE = "loss.png"

@@ -1,6 +1,7 @@
-"""A corpus: documents, tokens on disk, packed rows."""
+"""Training data: documents from files, their tokens on disk, and packed rows for a Trainer."""
 
 from .packing import TokenBlocks
-from .token_files import tokenize_files
+from .token_files import Tokens, open_tokens
+from .tokenizing import encode_texts, tokenize_files
 
-__all__ = ["TokenBlocks", "tokenize_files"]
+__all__ = ["TokenBlocks", "Tokens", "encode_texts", "open_tokens", "tokenize_files"]

@@ -1,4 +1,4 @@
-"""Documents packed into rows of one length: a data set that goes straight into the Trainer."""
+"""Packs documents into rows of equal length: a data set for any Trainer."""
 
 from pathlib import Path
 
@@ -8,25 +8,28 @@ from torch.utils.data import Dataset, Subset
 
 from .token_files import Tokens, open_tokens
 
-IGNORED = -100  # a label that the loss leaves out
+IGNORED = -100  # label that the loss ignores
 
 
 class TokenBlocks(Dataset):
-    """Documents end to end, cut into rows of `block_size` tokens; what is left after the last whole row is not used.
+    """Packed rows: the documents concatenated and split into rows of `block_size` tokens.
 
         Trainer(model, args, train_dataset=TokenBlocks("tokens", block_size=1024))
 
-    A row has `input_ids` and `labels`, int64, each (block_size,). With `separate_documents` it also has `position_ids`
-    that begin anew with each document: our models, and those of transformers, then attend within a document alone, and
-    the label of its first token, which nothing announces, is left out. A batch must have no attention mask then: a
-    Trainer with a `processing_class` adds one, unless it is given `data_collator=default_data_collator`.
+    Tokens after the last complete row are not used. Each row is a dict of int64 tensors (block_size,): `input_ids`,
+    `labels` and, with `separate_documents`, `position_ids`.
 
     Args:
-        tokens: a folder that `hf-gpt tokenize` wrote, or what `encode_texts` returned. Files are mapped, not read.
+        tokens: the folder that `hf-gpt tokenize` wrote, whose files are memory-mapped, or the result of `encode_texts`.
+        block_size: tokens per row.
+        separate_documents: attend within each document only. `position_ids` restart at 0 in each document, from which
+            hf_gpt and transformers build a block-diagonal mask, and the label of a document's first token is ignored.
+            A batch must not contain an attention mask then. A Trainer with a `processing_class` adds one, unless it
+            is used with `data_collator=default_data_collator`.
 
     Raises:
-        ValueError: there is not one whole row, the block size is none, or a file is damaged.
-        FileNotFoundError: it is no folder of tokens.
+        ValueError: `block_size` is less than 1, the tokens fill no row, or a file is damaged.
+        FileNotFoundError: the folder contains no tokens.
     """
 
     def __init__(self, tokens: Tokens | Path | str, block_size: int, *, separate_documents: bool = False) -> None:
@@ -35,7 +38,7 @@ class TokenBlocks(Dataset):
         self.tokens = tokens if isinstance(tokens, Tokens) else open_tokens(tokens)
         self.block_size = block_size
         self.separate_documents = separate_documents
-        self._starts = np.cumsum([0, *map(len, self.tokens.shards)])  # of each shard, and the end of the last
+        self._shard_bounds = np.cumsum([0, *map(len, self.tokens.shards)])  # first token of each shard, and the end
         if len(self.tokens) < block_size:
             raise ValueError(f"the text has {len(self.tokens)} tokens: expected at least one row of {block_size}")
 
@@ -49,29 +52,41 @@ class TokenBlocks(Dataset):
         input_ids = torch.from_numpy(self._read(start, start + self.block_size))
         row = {"input_ids": input_ids, "labels": input_ids.clone()}
         if self.separate_documents:
-            ends = self.tokens.document_ends
-            first, last = np.searchsorted(ends, [start, start + self.block_size], side="right")
-            begun = torch.from_numpy(ends[first:last] - start)  # where in the row a document begins
-            begun = begun[begun < self.block_size]
-            row["labels"][begun] = IGNORED
-            since = torch.zeros(self.block_size, dtype=torch.long).index_put((begun,), begun).cummax(dim=0).values
-            row["position_ids"] = torch.arange(self.block_size) - since
+            starts = self._find_document_starts(start)
+            row["labels"][starts] = IGNORED
+            offsets = torch.zeros(self.block_size, dtype=torch.long).index_put((starts,), starts).cummax(dim=0).values
+            row["position_ids"] = torch.arange(self.block_size) - offsets
         return row
 
+    def _find_document_starts(self, start: int) -> torch.Tensor:
+        """Returns the indices in the row from `start` at which a document begins, except the row's first, int64."""
+        ends = self.tokens.document_ends
+        first, last = np.searchsorted(ends, [start, start + self.block_size], side="right")
+        starts = torch.from_numpy(ends[first:last] - start)
+        return starts[starts < self.block_size]
+
     def _read(self, start: int, stop: int) -> np.ndarray:
-        first = np.searchsorted(self._starts, start, side="right") - 1
-        last = np.searchsorted(self._starts, stop, side="left")
+        """Returns the tokens from `start` to `stop`, counted over all shards, int64."""
+        bounds = self._shard_bounds
+        first = np.searchsorted(bounds, start, side="right") - 1
+        last = np.searchsorted(bounds, stop, side="left")
         parts = [
-            self.tokens.shards[number][max(0, start - self._starts[number]) : stop - self._starts[number]]
-            for number in range(first, last)
+            self.tokens.shards[shard][max(0, start - bounds[shard]) : stop - bounds[shard]]
+            for shard in range(first, last)
         ]
         return np.concatenate(parts).astype(np.int64)
 
     def split(self, fraction: float) -> tuple[Dataset, Dataset]:
-        """All rows but, and, evenly spread ones: `fraction` of them, half at most and one at least.
+        """Splits the rows into training rows and evenly spread evaluation rows.
+
+        Args:
+            fraction: fraction of the rows to evaluate on, 0 to 0.5; at least one row.
+
+        Returns:
+            The training rows and the evaluation rows.
 
         Raises:
-            ValueError: there are fewer than two rows, or the fraction is larger than a half.
+            ValueError: there are fewer than two rows, or `fraction` is out of range.
         """
         if not 0 <= fraction <= 0.5:
             raise ValueError(f"fraction={fraction}: expected 0 to 0.5")
@@ -79,11 +94,11 @@ class TokenBlocks(Dataset):
             raise ValueError("the text fills a single row: expected at least two, one of them to evaluate on")
         every = min(len(self), max(2, round(1 / fraction))) if fraction else len(self)
         rows = np.arange(len(self))
-        held_out = rows % every == every - 1
-        return Subset(self, rows[~held_out].tolist()), Subset(self, rows[held_out].tolist())
+        is_evaluated = rows % every == every - 1
+        return Subset(self, rows[~is_evaluated].tolist()), Subset(self, rows[is_evaluated].tolist())
 
     def unigram_entropy(self) -> float:
-        """Of the tokens, in nats: the loss of a model that knows how often each occurs, and nothing else."""
+        """Returns the entropy of the token frequencies in nats, the loss of a model that knows nothing else."""
         parts = [part for shard in self.tokens.shards for part in np.array_split(shard, len(shard) // 2**20 + 1)]
         most = max(int(part.max(initial=0)) for part in parts)
         counts = sum(np.bincount(part, minlength=most + 1) for part in parts)

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..data.packing import TokenBlocks
-from ..data.token_files import Tokens
+from ..data import TokenBlocks, Tokens
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings.json"

@@ -16,9 +16,8 @@ from hf_gpt.accounting import account
 from hf_gpt.cli import app as cli
 from hf_gpt.cli import recipes
 from hf_gpt.conversion import convert
-from hf_gpt.data.packing import TokenBlocks
-from hf_gpt.data.token_files import open_tokens
-from hf_gpt.tokenization.building import load_tokenizer, train_tokenizer
+from hf_gpt.data import TokenBlocks, open_tokens
+from hf_gpt.tokenization import load_tokenizer, train_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 120
 TINY = ["-s", "hidden_size=32", "-s", "num_hidden_layers=2", "-s", "num_attention_heads=2", "-s", "vocab_size=300"]

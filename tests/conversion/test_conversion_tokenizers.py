@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
 from hf_gpt.conversion import convert, export
 from hf_gpt.conversion.tokenizers import open_tokenizer
-from hf_gpt.tokenization.building import tokenizer_to_tiktoken, train_tokenizer
+from hf_gpt.tokenization import tokenizer_to_tiktoken, train_tokenizer
 
 TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
 

@@ -153,7 +153,7 @@ def test_weights_of_another_architecture_are_refused_whatever_the_configuration(
 
 
 def test_pipelines(tmp_path):
-    from hf_gpt.tokenization.building import train_tokenizer
+    from hf_gpt.tokenization import train_tokenizer
 
     tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 20], 300)
     model = make_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from hf_gpt import GPTForCausalLM, GPTForMultipleChoice, GPTForSequenceClassification, GPTForTokenClassification
-from hf_gpt.data.token_files import encode_texts
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.data import encode_texts
+from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training.runs import ExpertMetrics, RunSettings, begin, train_model
 
 

@@ -1,13 +1,15 @@
-"""Text to train on: the user's files, a data set, or the documentation that every Python brings along."""
+"""Loads the text of a small training run into memory: text files, a data set, or Python's own documentation."""
 
 import ast
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
+from .documents import describe_decode_error
+
 
 def read_files(paths: Iterable[Path | str]) -> list[str]:
-    """The files as documents, UTF-8.
+    """Reads UTF-8 text files, one document each.
 
     Raises:
         OSError: a file is missing or cannot be read.
@@ -20,9 +22,7 @@ def read_files(paths: Iterable[Path | str]) -> list[str]:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-            ) from None
+            raise ValueError(f"{path} {describe_decode_error(error)}") from None
         if not text.strip():
             raise ValueError(f"{path} is empty: expected text")
         texts.append(text)
@@ -30,11 +30,16 @@ def read_files(paths: Iterable[Path | str]) -> list[str]:
 
 
 def read_dataset(name: str, split: str = "train", column: str = "text") -> list[str]:
-    """One column of a data set on the Hub, or in a local folder, as documents.
+    """Reads the documents of one column of a data set with the package datasets.
+
+    Args:
+        name: the data set on the Hub, or a local folder.
+        split: split of the data set.
+        column: column that contains the documents. Empty ones are left out.
 
     Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: the data set has no such column, or no text in it.
+        ImportError: the package datasets is not installed.
+        ValueError: the data set does not have the column, or there is no text in it.
     """
     try:
         from datasets import load_dataset
@@ -45,33 +50,37 @@ def read_dataset(name: str, split: str = "train", column: str = "text") -> list[
         raise ValueError(f"{name} has no column {column!r}: expected one of {', '.join(data.column_names)}")
     texts = [text for text in data[column] if isinstance(text, str) and text.strip()]
     if not texts:
-        raise ValueError(f"{name}: column {column!r} of split {split!r} holds no text")
+        raise ValueError(f"{name}: column {column!r} of split {split!r} contains no text")
     return texts
 
 
 def standard_library_documentation() -> list[str]:
-    """The documentation that is part of Python: the language reference behind `help()`, where it is installed, and the
-    docstrings of the standard library. About two million characters."""
+    """Returns the documentation that is installed with Python, about two million characters.
+
+    Returns:
+        The topics of the language reference that `help()` shows, if installed, and the docstrings of each module of
+        the standard library.
+    """
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions leave it out
+    except ImportError:  # some distributions omit it
         topics = {}
     library = Path(sysconfig.get_path("stdlib"))
-    docstrings = [text for path in _modules(library) if (text := _docstrings(path))]
+    docstrings = [text for path in _list_modules(library) if (text := _read_docstrings(path))]
     return [*topics.values(), *docstrings]
 
 
-def _modules(library: Path) -> list[Path]:
+def _list_modules(library: Path) -> list[Path]:
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
     paths = (path for path in library.rglob("*.py") if not skipped & set(path.relative_to(library).parts))
     return sorted(paths)
 
 
-def _docstrings(path: Path) -> str:
+def _read_docstrings(path: Path) -> str:
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # templates, and files for other versions
+    except SyntaxError:  # templates, and modules for other versions of Python
         return ""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
-    return "\n\n".join(text for text in found if text)
+    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
+    return "\n\n".join(text for text in docstrings if text)
