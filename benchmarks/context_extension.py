@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, PrinterCallback
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.data import TokenBlocks, encode_texts
 from hf_gpt.data.text_sources import read_files, standard_library_documentation
-from hf_gpt.surgery.models import extend_context
+from hf_gpt.surgery import extend_context
 from hf_gpt.tokenization import train_tokenizer
 
 SHORT, LONG = 256, 4096

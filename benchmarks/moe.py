@@ -34,9 +34,9 @@ from hf_gpt.accounting import account
 from hf_gpt.conversion import convert
 from hf_gpt.data import TokenBlocks, encode_texts
 from hf_gpt.data.text_sources import read_files, standard_library_documentation
-from hf_gpt.surgery.models import upcycle
+from hf_gpt.surgery import upcycle
 from hf_gpt.tokenization import train_tokenizer
-from hf_gpt.training.runs import ExpertMetrics
+from hf_gpt.training import ExpertMetrics
 
 VOCABULARY, ROWS, MANY_ROWS, LENGTH, NEW_TOKENS = 8192, 2, 8, 512, 32
 MIXTRAL = MixtralConfig(

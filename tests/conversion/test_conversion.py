@@ -14,7 +14,7 @@ from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.conversion import FAMILIES, convert, export, verify
 from hf_gpt.conversion.weights import MXFP4, pieces
 from hf_gpt.model.configuration_gpt import ACTIVATIONS
-from hf_gpt.surgery.models import set_attention_patterns
+from hf_gpt.surgery import set_attention_patterns
 
 SEEDS = range(6)
 families = pytest.mark.parametrize("family", NATIVE)

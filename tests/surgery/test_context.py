@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, modeling_rope_utils
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTForTokenClassification, GPTModel
 from hf_gpt.conversion import convert, export
 from hf_gpt.surgery.context import METHODS, extended_config
-from hf_gpt.surgery.models import extend_context
+from hf_gpt.surgery import extend_context
 
 # 16 rotated dimensions, trained at 64 tokens, with a base by which some turn often in them and some not once.
 THETA, DIM, OLD, NEW = 500.0, 16, 64, 256

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 from hf_gpt import GPTForCausalLM, GPTForSequenceClassification
 from hf_gpt.model import quantized_weights
 from hf_gpt.model.quantized_weights import dequantize_int4
-from hf_gpt.surgery.models import set_attention_patterns, upcycle
+from hf_gpt.surgery import set_attention_patterns, upcycle
 from hf_gpt.surgery.quantization import SCHEMES, quantize
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

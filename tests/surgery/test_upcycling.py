@@ -8,7 +8,7 @@ from tiny import VARIANTS, make_model, random_ids
 
 from hf_gpt import GPTForCausalLM, GPTForSequenceClassification
 from hf_gpt.conversion import convert, export
-from hf_gpt.surgery.models import upcycle
+from hf_gpt.surgery import upcycle
 from hf_gpt.surgery.upcycling import upcycle_checkpoint
 
 DENSE = [variant for variant, fields in VARIANTS.items() if "num_local_experts" not in fields]

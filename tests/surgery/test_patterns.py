@@ -4,7 +4,7 @@ from tiny import make_model, random_ids
 from transformers import AutoModelForCausalLM
 
 from hf_gpt import GPTForCausalLM, GPTForTokenClassification
-from hf_gpt.surgery.models import set_attention_patterns
+from hf_gpt.surgery import set_attention_patterns
 
 BANDED = {"attention_patterns": ["banded", "dense"], "sliding_window": 4}
 
