@@ -1,4 +1,4 @@
-"""Tiny models, and the corners of the configuration that every behaviour is tested in."""
+"""Tiny models, and the variants of the configuration that every behavior is tested on."""
 
 import torch
 from transformers import set_seed
@@ -11,7 +11,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
-    "initializer_range": 0.2,  # large enough that every part shows in the logits
+    "initializer_range": 0.2,  # large enough that every part changes the logits
 }
 
 VARIANTS = {
@@ -33,7 +33,7 @@ VARIANTS = {
         "tie_word_embeddings": False,
         "qk_norm": True,
     },
-    "factorised": {"embedding_size": 24},
+    "factorized": {"embedding_size": 24},
     "banded": {"attention_patterns": ["banded", "dense"], "sliding_window": 4},
     "strided": {"attention_patterns": ["strided", "dense"], "attention_stride": 3, "num_key_value_heads": 2},
     "fixed": {"attention_patterns": ["dense", "fixed"], "attention_stride": 4, "attention_summary_size": 2},
@@ -100,7 +100,7 @@ VARIANTS = {
 
 IMPLEMENTATIONS = [(variant, implementation) for variant in VARIANTS for implementation in ("eager", "sdpa")]
 
-# What FlashAttention can be given, and continuous batching.
+# Variants that FlashAttention and continuous batching support: neither has strided or fixed layers.
 FLASH = [
     variant
     for variant, fields in VARIANTS.items()
@@ -123,6 +123,7 @@ def random_ids(*shape: int, seed: int = 1, low: int = 3, high: int = TINY["vocab
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
+# Sizes of each attention pattern.
 PATTERN_SIZES = {
     "dense": {},
     "banded": {"sliding_window": 5},
@@ -131,14 +132,22 @@ PATTERN_SIZES = {
 }
 
 
-def sparse_config(pattern, **overrides):
+def sparse_config(pattern: str, **overrides) -> GPTConfig:
+    """Two layers of one pattern."""
     return make_config(attention_patterns=[pattern] * 2, **{**PATTERN_SIZES[pattern], **overrides})
 
 
 LENGTH = 9
+# The number of the packed sequence of each token, and its position there. (3, LENGTH)
+PACKED_SEQUENCES = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 2, 2], [0] * LENGTH])
+PACKED_POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 0, 1, 0, 1, 2, 3, 4, 5], [*range(LENGTH)]])
 
 
-def padding(kind, rows=3, length=LENGTH):
+def padding(kind: str, rows: int = 3, length: int = LENGTH) -> torch.Tensor:
+    """An attention mask, (rows, length), with more padding in each row: on the left, on the right, or scattered.
+
+    The last row has none; nor has any row for another kind ("none", "packed").
+    """
     mask = torch.ones(rows, length, dtype=torch.long)
     for row in range(rows - 1):
         cut = 2 * row + 2
@@ -151,6 +160,6 @@ def padding(kind, rows=3, length=LENGTH):
     return mask
 
 
-def logits(model, ids, mask=None, **kwargs):
+def logits(model, ids: torch.Tensor, mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
     with torch.no_grad():
         return model(ids, attention_mask=mask, **kwargs).logits

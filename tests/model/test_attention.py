@@ -3,7 +3,18 @@
 import pytest
 import torch
 from naive import attention, visible
-from tiny import FLASH, IMPLEMENTATIONS, LENGTH, logits, make_config, make_model, padding, random_ids
+from tiny import (
+    FLASH,
+    IMPLEMENTATIONS,
+    LENGTH,
+    PACKED_POSITIONS,
+    PACKED_SEQUENCES,
+    logits,
+    make_config,
+    make_model,
+    padding,
+    random_ids,
+)
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,7 +29,6 @@ PATTERNS = {
     "strided": {"attention_stride": 3},
     "fixed": {"attention_stride": 3, "attention_summary_size": 1},
 }
-PACKED = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2, 2, 2, 2], [0] * 9])  # sequence of each token
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -43,10 +53,7 @@ def test_implementations_equal_the_definition(implementation, heads, sinks, side
 
     mask, sequences, positions = padding(side), None, None
     if side == "packed":
-        sequences = PACKED
-        positions = torch.stack(
-            [torch.cat([torch.arange(n) for n in row.unique(return_counts=True)[1]]) for row in PACKED]
-        )
+        sequences, positions = PACKED_SEQUENCES, PACKED_POSITIONS
     attention_mask = None if side in ("none", "packed") else mask
     masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
     attend = OURS.get(config._attn_implementation) or ALL_ATTENTION_FUNCTIONS[config._attn_implementation]

@@ -2,10 +2,73 @@
 
 import pytest
 import torch
-from tiny import FLASH, IMPLEMENTATIONS, LENGTH, logits, make_model, padding, random_ids, sparse_config
+from naive import visible
+from tiny import (
+    FLASH,
+    IMPLEMENTATIONS,
+    LENGTH,
+    PACKED_POSITIONS,
+    PACKED_SEQUENCES,
+    PATTERN_SIZES,
+    logits,
+    make_model,
+    padding,
+    random_ids,
+    sparse_config,
+)
 
 from hf_gpt.model import attention_masks
 from hf_gpt.model.attention_masks import create_attention_masks
+
+
+def masks_of_layers(model, *args, **kwargs):
+    """The mask that the attention of each layer gets."""
+    masks = []
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    return masks
+
+
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
+@pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
+def test_eager_masks_equal_the_definition(pattern, side):
+    """Every key that a token may see, and no other; rows of padding may hold anything."""
+    model = make_model(attention="eager", attention_patterns=[pattern] * 2, **PATTERN_SIZES[pattern])
+    mask = padding(side)
+    inputs = {"none": {}, "packed": {"position_ids": PACKED_POSITIONS}}.get(side, {"attention_mask": mask})
+    expected = visible(pattern, model.config, mask, PACKED_SEQUENCES if side == "packed" else None)
+    for found in masks_of_layers(model, random_ids(3, LENGTH), use_cache=False, **inputs):
+        allowed = found if found.dtype == torch.bool else found == 0
+        allowed = allowed.expand(3, 1, LENGTH, LENGTH)[:, 0]
+        assert torch.equal(allowed[mask.bool()], expected[mask.bool()])
+
+
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
+def test_masks_of_new_tokens_cover_the_cache(variant):
+    """Three tokens after six: the last rows of the mask of all nine, over the keys that the cache has kept."""
+    model, ids, mask = make_model(variant, attention="eager"), random_ids(3, LENGTH), padding("left")
+    cache = model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values
+    masks = masks_of_layers(model, ids[:, 6:], attention_mask=mask, past_key_values=cache)
+    for pattern, found in zip(model.config.attention_patterns, masks, strict=True):
+        expected = visible(pattern, model.config, mask)[:, 6:]
+        allowed = (found if found.dtype == torch.bool else found == 0)[:, 0]
+        assert torch.equal(allowed.sum(-1), expected.sum(-1))
+
+
+def test_plain_causal_attention_needs_no_mask():
+    """sdpa then takes its causal kernel, and makes no (T x T) tensor."""
+    ones = torch.ones(3, LENGTH, dtype=torch.long)
+    for attention_mask in (None, ones):
+        masks = masks_of_layers(make_model(attention="sdpa"), random_ids(3, LENGTH), attention_mask=attention_mask)
+        assert masks == [None, None]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -16,6 +16,32 @@ def test_the_definition_of_a_pattern_is_that_of_the_design(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
+def test_keys_kept_are_those_that_later_queries_see(pattern):
+    config = sparse_config(pattern)
+    rule, length = build_pattern(config, pattern), 40
+    seen = visible(pattern, config, torch.ones(1, length))[0]
+    for tokens in range(1, 30):
+        assert rule.keys_kept(tokens) == int(seen[tokens:, :tokens].any(0).sum())
+
+
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
+@pytest.mark.parametrize(("queries", "keys"), [(30, 30), (150, 150), (7, 30), (1, 30), (70, 153)])
+def test_pieces_hold_each_visible_key_once(pattern, queries, keys):
+    """The views of a piece, applied to the slot numbers, name its queries and keys."""
+    config = sparse_config(pattern)
+    counts = torch.zeros(queries, keys, dtype=torch.long)
+    query_slots, key_slots = (torch.arange(length)[None, :, None] for length in (queries, keys))
+    for piece in build_pattern(config, pattern).pieces(keys, queries):
+        q = piece.queries(query_slots).flatten(1)  # (X, q)
+        k = piece.keys(key_slots).flatten(1)  # (X, parts x k)
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+        seen = seen.tril() if piece.causal else seen if piece.mask is None else piece.mask.view(seen.shape)
+        for queries_of, keys_of in zip(q, k, strict=True):
+            counts[queries_of[:, None], keys_of] += seen.long()
+    assert torch.equal(counts, visible(pattern, config, torch.ones(1, keys))[0, keys - queries :].long())
+
+
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
 def test_counts_are_those_of_the_definition(pattern):
     config = sparse_config(pattern)
     rule, length = build_pattern(config, pattern), 30

@@ -53,7 +53,7 @@ BACKWARDS = {
 
 @pytest.mark.parametrize("backward", BACKWARDS.values(), ids=BACKWARDS)
 @pytest.mark.parametrize(
-    "fields", [{}, {"lm_head_bias": True}, {"embedding_size": 16}], ids=["plain", "bias", "factorised"]
+    "fields", [{}, {"lm_head_bias": True}, {"embedding_size": 16}], ids=["plain", "bias", "factorized"]
 )
 def test_gradients_are_those_of_a_plain_embedding(backward, fields, monkeypatch):
     model, ids = tied_model(**fields), some_ids()

@@ -7,6 +7,7 @@ import torch
 from tiny import TINY, make_config, make_model, random_ids
 
 from hf_gpt import GPTModel
+from hf_gpt.model.positions import build_rotation
 
 
 def test_sinusoidal_positions_are_those_of_the_paper():
@@ -26,3 +27,87 @@ def test_refuses_positions_beyond_the_learned_ones():
         model(random_ids(1, 1), past_key_values=cache)
     packed = torch.arange(length).repeat(2)[None]  # two sequences, each within the limit
     model(random_ids(1, 2 * length), position_ids=packed)
+
+
+def test_learned_positions_are_rows_of_a_table():
+    config = make_config("learned", position_offset=2)
+    positions = GPTModel(config).embed_positions
+    assert positions.weight.shape == (2 + TINY["max_position_embeddings"], 32)  # OPT: the first two rows are unused
+    states, position_ids = torch.randn(2, 3, 32), torch.tensor([[0, 1, 63], [5, 5, 2]])
+    expected = states + positions.weight[position_ids + 2]
+    assert torch.equal(positions(states, position_ids), expected)
+
+
+@pytest.mark.parametrize("variant", ["no_positions", "learned", "sinusoidal"])
+def test_no_rotary_positions(variant):
+    """Attention gets no rotary embedding; with position_embedding_type="none" the states stay as they are, too."""
+    model = make_model(variant).model
+    states, position_ids = torch.randn(1, 3, 32), torch.arange(3)[None]
+    assert model.rotary_emb(states, position_ids) is None
+    assert torch.equal(model.embed_positions(states, position_ids), states) == (variant == "no_positions")
+    query = torch.randn(1, 4, 3, 8)
+    assert torch.equal(build_rotation(model.config)(query, None), query)
+
+
+THETA = 500.0
+
+
+def rotary_config(fraction, **overrides):
+    return make_config(
+        rope_parameters={"rope_theta": THETA, "partial_rotary_factor": fraction}, head_dim=16, **overrides
+    )
+
+
+def rotate(config, states, position_ids):
+    """What a model does to queries and keys: (B, heads, T, head_dim)."""
+    embeddings = GPTModel(config).rotary_emb(states, position_ids)
+    return build_rotation(config)(states, embeddings)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
+def test_rotary_positions_multiply_complex_numbers(fraction):
+    """Dimensions i and i + d / 2 are one complex number, rotated by p * theta^(-2i / d) (Su et al. 2021)."""
+    config, position_ids = rotary_config(fraction), torch.tensor([[0, 1, 7, 60], [3, 3, 0, 25]])
+    states = torch.randn(2, 4, 4, 16, dtype=torch.float64)
+    dim = int(16 * fraction)
+    turns = position_ids[..., None].double() * THETA ** (-2 * torch.arange(dim // 2, dtype=torch.float64) / dim)
+    first, second = states[..., :dim].chunk(2, dim=-1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(turns), turns)[:, None]
+    expected = torch.cat((turned.real, turned.imag, states[..., dim:]), dim=-1)
+    assert torch.allclose(rotate(config, states, position_ids), expected, atol=2e-5)  # angles are float32
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_rotary_scores_depend_on_the_distance_alone(fraction):
+    config, positions = rotary_config(fraction), torch.arange(6)[None]
+    query, key = torch.randn(2, 1, 4, 6, 16, dtype=torch.float64)
+    scores = [
+        rotate(config, query, positions + shift) @ rotate(config, key, positions + shift).transpose(-1, -2)
+        for shift in (0, 50)
+    ]
+    assert torch.allclose(*scores, atol=1e-4)
+    reversed_order = rotate(config, query, positions.flip(1)) @ rotate(config, key, positions).transpose(-1, -2)
+    assert not torch.allclose(reversed_order, scores[0], atol=0.1)
+
+
+def test_llama3_scales_low_frequencies_alone():
+    """Frequencies of more than `high_freq_factor` turns in the original length stay, those of fewer than
+    `low_freq_factor` are divided by `factor`, and those between are interpolated (Llama 3.1)."""
+    original, factor, low, high = 32, 8.0, 1.0, 4.0
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": THETA,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+    inverse = []
+    for i in range(8):
+        frequency = THETA ** (-2 * i / 16)
+        turns = original * frequency / (2 * math.pi)
+        share = min(1.0, max(0.0, (turns - low) / (high - low)))
+        inverse.append(share * frequency + (1 - share) * frequency / factor)
+    assert {frequency * THETA ** (2 * i / 16) for i, frequency in enumerate(inverse)} >= {1.0, 1 / factor}
+    rotary = GPTModel(make_config(rope_parameters=rope, head_dim=16)).rotary_emb
+    assert torch.allclose(rotary.inv_freq.double(), torch.tensor(inverse, dtype=torch.float64), rtol=1e-6)

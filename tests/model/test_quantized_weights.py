@@ -21,7 +21,7 @@ def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
     """A layer, and the very matrix that it stands for, (out, in), in float64."""
     torch.manual_seed(0)
     layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
-    layer.weight = torch.nn.Parameter(SCHEMES[scheme].make(layer.weight, group_size, "layer"), requires_grad=False)
+    layer.weight = torch.nn.Parameter(SCHEMES[scheme].quantize(layer.weight, group_size, "layer"), requires_grad=False)
     return layer, dequantized(layer.weight)
 
 
@@ -54,7 +54,7 @@ def test_a_layer_is_exact_in_float32(scheme):
 @pytest.mark.parametrize("inputs", [8, 24, 40])
 def test_a_width_that_the_kernel_has_not(inputs):
     """Its rows would not be aligned: the kernel would crash, or compute something else."""
-    weight = torch.nn.Parameter(SCHEMES["int8"].make(torch.randn(9, inputs)), requires_grad=False)
+    weight = torch.nn.Parameter(SCHEMES["int8"].quantize(torch.randn(9, inputs)), requires_grad=False)
     states = torch.randn(1, inputs).bfloat16()
     with torch.no_grad():
         output = quantized_weights.multiply_int8(states, weight, None)
@@ -63,7 +63,7 @@ def test_a_width_that_the_kernel_has_not(inputs):
 
 @pytest.mark.parametrize("offset", [1, 8, 16])
 def test_numbers_that_a_file_has_put_anywhere(offset):
-    weight = SCHEMES["int8"].make(torch.randn(9, 32))
+    weight = SCHEMES["int8"].quantize(torch.randn(9, 32))
     place = torch.empty(9 * 32 + 64, dtype=torch.int8)
     start = -place.data_ptr() % 64 + offset
     weight.qdata = place[start : start + 9 * 32].view(9, 32).copy_(weight.qdata)
@@ -105,6 +105,6 @@ def test_rows_of_a_table():
     torch.manual_seed(0)
     table = Embedding(9, 64).bfloat16()
     plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)
-    table.weight = torch.nn.Parameter(SCHEMES["int8"].make(table.weight), requires_grad=False)
+    table.weight = torch.nn.Parameter(SCHEMES["int8"].quantize(table.weight), requires_grad=False)
     assert torch.equal(table(ids), table.weight.dequantize()[ids])
     assert torch.allclose(table(ids), plain, atol=0.02)
