@@ -1,4 +1,4 @@
-"""A longer context, by configuration: each method beside its formula, and what a model does with it."""
+"""A longer context: each method against its formula, and the models that it makes."""
 
 import math
 
@@ -6,16 +6,17 @@ import pytest
 import torch
 from greedy import GREEDY, without_cache
 from native import assert_close, save_native
+from overfitting import overfit
 from stranger import stranger
 from tiny import make_config, make_model, random_ids
 from transformers import AutoModelForCausalLM, modeling_rope_utils
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTForTokenClassification, GPTModel
 from hf_gpt.conversion import convert, export
-from hf_gpt.surgery.context import METHODS, extended_config
-from hf_gpt.surgery import extend_context
+from hf_gpt.surgery import extend_context, extended_config
+from hf_gpt.surgery.context import METHODS
 
-# 16 rotated dimensions, trained at 64 tokens, with a base by which some turn often in them and some not once.
+# 16 rotated dimensions and 64 tokens. By this base some dimensions rotate often in 64 tokens, others less than once.
 THETA, DIM, OLD, NEW = 500.0, 16, 64, 256
 ROPE = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5}
 GROWTH = NEW / OLD
@@ -27,10 +28,10 @@ def frequencies(theta: float = THETA) -> list[float]:
 
 
 def yarn(beta_fast: float = 32, beta_slow: float = 1, truncate: bool = True) -> list[float]:
-    """As the paper's authors compute it: a ramp over the dimensions, between those that turn so often in OLD tokens."""
+    """As in the authors' code: a ramp over the dimensions, between those of beta_fast and beta_slow rotations."""
 
-    def dimension(turns):
-        return DIM * math.log(OLD / (turns * 2 * math.pi)) / (2 * math.log(THETA))
+    def dimension(rotations):
+        return DIM * math.log(OLD / (rotations * 2 * math.pi)) / (2 * math.log(THETA))
 
     low, high = dimension(beta_fast), dimension(beta_slow)
     if truncate:
@@ -44,17 +45,17 @@ RAISED = THETA * GROWTH ** (DIM / (DIM - 2))
 SOFTMAX = 0.1 * math.log(GROWTH) + 1
 LONG = math.sqrt(1 + math.log(GROWTH) / math.log(OLD))
 SEARCHED = [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
-# The inverse frequencies and the factor on cosines and sines for a sequence of NEW tokens.
+# Method, options, inverse frequencies, and factor of cosines and sines for a sequence of NEW tokens.
 FORMULAS = {
     "linear": ("linear", {}, [f / GROWTH for f in frequencies()], 1.0),
     "ntk": ("ntk", {}, frequencies(RAISED), 1.0),
-    "a base of one's own": ("ntk", {"rope_theta": 7e3}, frequencies(7e3), 1.0),
+    "ntk, given base": ("ntk", {"rope_theta": 7e3}, frequencies(7e3), 1.0),
     "dynamic": ("dynamic", {}, frequencies(RAISED), 1.0),
     "yarn": ("yarn", {}, yarn(), SOFTMAX),
-    "yarn, other turns": ("yarn", {"beta_fast": 8, "beta_slow": 2}, yarn(8, 2), SOFTMAX),
-    "yarn, exact": ("yarn", {"truncate": False, "attention_factor": 1.5}, yarn(truncate=False), 1.5),
+    "yarn, other rotations": ("yarn", {"beta_fast": 8, "beta_slow": 2}, yarn(8, 2), SOFTMAX),
+    "yarn, not truncated": ("yarn", {"truncate": False, "attention_factor": 1.5}, yarn(truncate=False), 1.5),
     "longrope": ("longrope", {}, yarn(), LONG),
-    "longrope, searched": (
+    "longrope, given factors": (
         "longrope",
         {"long_factor": SEARCHED, "attention_factor": 1.0},
         [f / divisor for f, divisor in zip(frequencies(), SEARCHED, strict=True)],
@@ -64,36 +65,37 @@ FORMULAS = {
 
 
 def rotary(config: GPTConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of a sequence, (T, DIM) each."""
+    """Cosines and sines of the model for a sequence, (length, DIM) each."""
     positions = torch.arange(length)[None]
     cos, sin = GPTModel(config).rotary_emb(torch.zeros(1, length, 1), positions)
     return cos[0], sin[0]
 
 
-def plainly(inverse: list[float], factor: float, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def definition(inverse: list[float], factor: float, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines by their definition, (length, DIM) each."""
     angles = torch.arange(length, dtype=torch.double)[:, None] * torch.tensor(inverse * 2, dtype=torch.double)
     return (angles.cos() * factor).float(), (angles.sin() * factor).float()
 
 
 @pytest.mark.parametrize(("method", "options", "inverse", "factor"), FORMULAS.values(), ids=FORMULAS)
-def test_a_sequence_of_the_new_length_is_rotated_by_the_formula(method, options, inverse, factor):
+def test_rotations_at_the_new_length_follow_the_formula(method, options, inverse, factor):
     config = extended_config(make_config(**SIZES), NEW, method, **options)
-    torch.testing.assert_close(rotary(config, NEW), plainly(inverse, factor, NEW), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(rotary(config, NEW), definition(inverse, factor, NEW), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [OLD, OLD + 1, 100, NEW, 2 * NEW])
-def test_dynamic_grows_with_the_sequence(length):
+def test_dynamic_scales_by_the_length_of_the_sequence(length):
     config = extended_config(make_config(**SIZES), NEW, "dynamic")
     growth = max(1, length / OLD)
     inverse = frequencies(THETA * growth ** (DIM / (DIM - 2)))
-    torch.testing.assert_close(rotary(config, length), plainly(inverse, 1.0, length), atol=5e-4, rtol=1e-4)
+    torch.testing.assert_close(rotary(config, length), definition(inverse, 1.0, length), atol=5e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("length", "divisors"), [(OLD, [2.0] * 8), (OLD + 1, SEARCHED)])
-def test_longrope_changes_over_beyond_the_old_length(length, divisors):
+def test_longrope_uses_the_long_factors_beyond_the_old_length(length, divisors):
     config = extended_config(make_config(**SIZES), NEW, "longrope", short_factor=[2.0] * 8, long_factor=SEARCHED)
     inverse = [f / divisor for f, divisor in zip(frequencies(), divisors, strict=True)]
-    torch.testing.assert_close(rotary(config, length), plainly(inverse, LONG, length), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(rotary(config, length), definition(inverse, LONG, length), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +117,7 @@ def test_only_positions_change(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_loads_by_configuration_and_travels(method, tmp_path):
+def test_loads_by_configuration_saves_and_loads(method, tmp_path):
     model, ids = make_model(**SIZES), random_ids(2, 100)
     model.save_pretrained(tmp_path / "short")
     extended = extend_context(model, NEW, method)
@@ -128,7 +130,7 @@ def test_it_loads_by_configuration_and_travels(method, tmp_path):
     assert again.config.rope_parameters == extended.config.rope_parameters
 
 
-def test_a_stranger_loads_what_is_ours_alone(tmp_path):
+def test_loads_without_hf_gpt(tmp_path):
     extended, ids = extend_context(make_model(**SIZES), NEW, "dynamic"), random_ids(1, 80)
     extended.save_pretrained(tmp_path / "long")
     written = stranger(tmp_path / "long", tmp_path / "again", ids, "AutoModelForCausalLM")
@@ -148,18 +150,18 @@ def test_extending_again_starts_from_the_original_length(method):
     torch.testing.assert_close(rotary(in_steps, NEW), rotary(at_once, NEW), atol=2e-4, rtol=1e-4)
 
 
-def test_what_was_chosen_stays_when_it_is_extended_again():
+def test_options_are_inherited_by_the_next_extension():
     config = extended_config(make_config(**SIZES), 128, "yarn", beta_fast=8, attention_factor=1.5)
     rope = extended_config(config, NEW, "yarn").rope_parameters
     assert rope["beta_fast"] == 8
-    assert "attention_factor" not in rope  # it was that of another growth
+    assert "attention_factor" not in rope  # it depends on the growth
     config = extended_config(make_config(**SIZES), 128, "longrope", short_factor=SEARCHED, long_factor=SEARCHED)
     rope = extended_config(config, NEW, "longrope").rope_parameters
     assert rope["short_factor"] == SEARCHED
     assert rope["long_factor"] != SEARCHED
 
 
-def test_a_raised_base_is_a_base_like_any_other():
+def test_every_method_can_follow_ntk():
     raised = extended_config(make_config(**SIZES), 128, "ntk")
     assert raised.rope_parameters["rope_type"] == "default"
     rope = extended_config(raised, NEW, "yarn").rope_parameters
@@ -168,17 +170,17 @@ def test_a_raised_base_is_a_base_like_any_other():
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dynamic"])
-def test_generation_beyond_every_length(method):
+def test_generates_beyond_the_old_and_the_new_length(method):
     model, ids = extend_context(make_model(**SIZES), 68, method), random_ids(2, 60)
-    written = without_cache(model, ids, steps=12)  # over the old length, and over the new one
+    expected = without_cache(model, ids, steps=12)  # beyond the old length and the new one
     for options in ({}, {"cache_implementation": "static"}, {"num_beams": 2}):
         ours = model.generate(ids, **GREEDY | {"max_new_tokens": 12}, **options)
         assert ours.shape == (2, 72)
         if "num_beams" not in options:
-            assert torch.equal(ours, written)
+            assert torch.equal(ours, expected)
 
 
-def test_longrope_changes_over_with_padding_and_without_a_cache():
+def test_longrope_generates_the_same_with_padding_and_without_a_cache():
     model = extend_context(make_model(**SIZES), NEW, "longrope")
     ids, mask = random_ids(2, 62), torch.ones(2, 62, dtype=torch.long)
     mask[1, :9] = 0
@@ -186,7 +188,7 @@ def test_longrope_changes_over_with_padding_and_without_a_cache():
     assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))
 
 
-def test_dynamic_remembers_nothing():
+def test_dynamic_has_no_state_between_calls():
     model, ids = extend_context(make_model(**SIZES), NEW, "dynamic").eval(), random_ids(1, 200)
     alone = [model(ids[:, :length]).logits for length in (40, OLD, 90)]
     model(ids)
@@ -194,7 +196,7 @@ def test_dynamic_remembers_nothing():
         assert torch.equal(model(ids[:, :length]).logits, logits)
 
 
-def test_dynamic_grows_from_the_length_of_the_model_where_the_original_is_longer():
+def test_dynamic_scales_from_the_length_of_the_model_if_the_original_is_longer():
     model = make_model(**SIZES)
     length = model.config.max_position_embeddings
     ids, models = random_ids(1, 3 * length), {}
@@ -213,7 +215,7 @@ def test_dynamic_with_a_cache():
 
 
 @pytest.mark.parametrize("offset", [0, 2])
-def test_learned_positions_are_stretched(offset, tmp_path):
+def test_learned_positions_are_interpolated(offset, tmp_path):
     model = make_model("learned", position_offset=offset)
     changed = extend_context(model, NEW, "linear")
     old, new = (m.model.embed_positions.weight.detach() for m in (model, changed))
@@ -232,7 +234,7 @@ def test_learned_positions_are_stretched(offset, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_learned_table_of_any_head_and_length(dtype):
+def test_learned_positions_of_other_classes_lengths_and_dtypes(dtype):
     model = make_model("learned", GPTForTokenClassification).to(dtype)
     table = extend_context(model, 100, "linear").model.embed_positions.weight
     assert (table.shape, table.dtype) == ((100, 32), dtype)
@@ -240,17 +242,10 @@ def test_a_learned_table_of_any_head_and_length(dtype):
     assert extend_context(make_model("learned", GPTModel), 65, "linear").embed_positions.weight.shape == (65, 32)
 
 
-def test_it_learns():
-    model, ids = extend_context(make_model(**SIZES).train(), NEW, "yarn"), random_ids(2, 100)
+def test_the_extended_model_learns():
+    model = extend_context(make_model(**SIZES).train(), NEW, "yarn")
     assert model.training
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(15):
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = overfit(model, random_ids(2, 100), steps=15)
     assert losses[-1] < losses[0] / 2
 
 
@@ -264,7 +259,7 @@ NATIVE_SIZES = {
 
 @pytest.mark.parametrize("method", ["linear", "ntk", "yarn", "longrope"])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_longer_model_goes_back_to_its_family(family, method, tmp_path):
+def test_exports_to_its_family(family, method, tmp_path):
     save_native(tmp_path / "native", family, **NATIVE_SIZES[family])
     ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
     longer = extend_context(ours, 48, method)
@@ -283,7 +278,7 @@ def test_a_longer_model_goes_back_to_its_family(family, method, tmp_path):
         *(("gptj", method, "rope_parameters=.* cannot be expressed by gptj") for method in METHODS),
     ],
 )
-def test_a_family_that_cannot_say_it_refuses(family, method, message, tmp_path):
+def test_a_family_without_the_method_raises(family, method, message, tmp_path):
     save_native(tmp_path / "native", family, **NATIVE_SIZES[family])
     ours = GPTForCausalLM.from_pretrained(convert(tmp_path / "native", tmp_path / "ours"))
     extend_context(ours, 4096, method).save_pretrained(tmp_path / "longer")
@@ -292,12 +287,12 @@ def test_a_family_that_cannot_say_it_refuses(family, method, message, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_transformers_has_nothing_to_say_against_it(method, monkeypatch):
-    said = []
+def test_transformers_logs_no_warning(method, monkeypatch):
+    warnings = []
     for name in ("warning", "warning_once"):
-        monkeypatch.setattr(modeling_rope_utils.logger, name, said.append)
+        monkeypatch.setattr(modeling_rope_utils.logger, name, warnings.append)
     GPTModel(extended_config(make_config(**SIZES), NEW, method))(random_ids(1, 100))
-    assert not said
+    assert not warnings
 
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}
@@ -310,42 +305,52 @@ LLAMA3 = {
         "original_max_position_embeddings": 32,
     }
 }
-REFUSED = [
+BAD_ARGUMENTS = [
     ({}, (128, "spiral"), {}, "method='spiral': expected one of linear, ntk, dynamic, yarn, longrope"),
     ({}, (64, "yarn"), {}, "length=64: expected an integer above max_position_embeddings=64"),
     ({}, (32, "ntk"), {}, "length=32: expected an integer above"),
     ({}, (128.0, "ntk"), {}, "length=128.0: expected an integer above"),
-    ({}, (128, "linear"), {"beta_fast": 8}, "beta_fast is no option of method='linear': expected none"),
-    ({}, (128, "yarn"), {"theta": 8}, "theta is no option of method='yarn': expected attention_factor or beta_fast"),
+    ({}, (128, "linear"), {"beta_fast": 8}, "beta_fast is not an option of method='linear': expected none"),
+    (
+        {},
+        (128, "yarn"),
+        {"theta": 8},
+        "theta is not an option of method='yarn': expected attention_factor or beta_fast",
+    ),
     ({}, (128, "yarn"), {"beta_fast": -1}, "rope_parameters: beta_fast=-1, expected a positive number"),
     ({}, (128, "ntk"), {"rope_theta": 1e3}, "rope_theta=1000.0: expected a number above that of the model, 10000.0"),
     ({}, (128, "ntk"), {"rope_theta": "1e6"}, "rope_theta='1e6': expected a number above"),
     ({}, (128, "longrope"), {"long_factor": [1.0]}, "long_factor has 1 entries, expected 4"),
     ({"head_dim": 2}, (128, "ntk"), {}, "method='ntk' with 2 rotated dimensions: expected at least 4"),
     ({"head_dim": 2}, (128, "dynamic"), {}, "2 dimensions of head_dim=2: expected an even number of at least 4"),
-    (LINEAR, (128, "yarn"), {}, "rope_type='linear' is scaled already, .*method='yarn'.*: expected default or yarn"),
-    (LINEAR, (128, "ntk"), {}, "rope_type='linear' is scaled already, .*method='ntk'.*: expected default$"),
-    *((LLAMA3, (128, method), {}, "rope_type='llama3' is scaled already") for method in METHODS),
+    (LINEAR, (128, "yarn"), {}, "rope_type='linear' is already scaled .*method='yarn'.*: expected default or yarn"),
+    (LINEAR, (128, "ntk"), {}, "rope_type='linear' is already scaled .*method='ntk'.*: expected default$"),
+    *((LLAMA3, (128, method), {}, "rope_type='llama3' is already scaled") for method in METHODS),
     *(
-        ({"position_embedding_type": "learned"}, (128, method), {}, f"method='{method}' cannot extend .*'learned'")
+        ({"position_embedding_type": "learned"}, (128, method), {}, f"method='{method}' does not apply to .*'learned'")
         for method in METHODS
         if method != "linear"
     ),
     ({"position_embedding_type": "learned"}, (64, "linear"), {}, "length=64: expected an integer above"),
     *(
-        ({"position_embedding_type": positions}, (128, "linear"), {}, f"'{positions}' takes no method='linear', .*=128")
+        (
+            {"position_embedding_type": positions},
+            (128, "linear"),
+            {},
+            f"method='linear' does not apply to .*'{positions}', .*=128",
+        )
         for positions in ("sinusoidal", "none")
     ),
 ]
 
 
-@pytest.mark.parametrize(("fields", "given", "options", "message"), REFUSED)
-def test_what_cannot_be_is_refused_by_name(fields, given, options, message):
+@pytest.mark.parametrize(("fields", "arguments", "options", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_raise(fields, arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        extend_context(make_model(**fields), *given, **options)
+        extend_context(make_model(**fields), *arguments, **options)
 
 
-def test_a_learned_table_does_not_grow_by_configuration_alone(tmp_path):
+def test_learned_positions_require_extend_context(tmp_path):
     make_model("learned").save_pretrained(tmp_path)
     config = extended_config(GPTConfig.from_pretrained(tmp_path), NEW, "linear")
     with pytest.raises((ValueError, RuntimeError), match=r"embed_positions|mismatch"):
