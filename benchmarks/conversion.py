@@ -1,12 +1,12 @@
-"""Peak memory and speed of converting a sharded checkpoint of dummy weights, and of exporting it again.
+"""Measures the time and the peak memory of converting a sharded checkpoint of random weights, and of exporting it again.
 
 python benchmarks/conversion.py [--gigabytes 4] [--family gpt_neox]
 
-Each direction runs in a process of its own, whose peak (VmHWM) is read from the kernel.
+Each direction runs in its own process; the peak is the VmHWM of that process. A process that only imports hf_gpt is the
+baseline: transformers has no converter to compare with.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import machine
+from measure import print_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -27,20 +27,19 @@ SHAPES = {
 }
 LAYERS = {"gpt2": "n_layer", "gpt_neox": "num_hidden_layers", "llama": "num_hidden_layers"}
 
-PEAK = """
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-RUN = """
+IMPORTS = """
 import sys
 from hf_gpt.conversion import convert, export
-source, out, family = sys.argv[1:]
-export(source, out, family) if family else convert(source, out)
 """
-IDLE = "import hf_gpt.conversion"
+CONVERT = "convert(*sys.argv[1:])"
+EXPORT = "export(*sys.argv[1:])"
+PRINT_PEAK = """
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
 
 
-def dummy(folder: Path, family: str, size: float) -> int:
-    """A native checkpoint of about `size` bytes in shards of 1 GB; its exact size."""
+def write_native(folder: Path, family: str, size: float) -> int:
+    """Writes a native checkpoint of about `size` bytes in shards of 1 GB and returns its exact size."""
 
     def build(layers: int) -> PreTrainedModel:
         config = CONFIG_MAPPING[family](**SHAPES[family], **{LAYERS[family]: layers})
@@ -48,7 +47,7 @@ def dummy(folder: Path, family: str, size: float) -> int:
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     one, two = (build(layers).num_parameters() for layers in (1, 2))
-    model = build(1 + round((size / 4 - one) / (two - one)))
+    model = build(max(1, 1 + round((size / 4 - one) / (two - one))))  # 4 bytes per parameter
     tensors, native = model.state_dict(), model.config
     if native.tie_word_embeddings:
         del tensors["lm_head.weight"]
@@ -58,31 +57,33 @@ def dummy(folder: Path, family: str, size: float) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def measure(*arguments: str) -> tuple[float, float]:
-    """Seconds, and peak memory in MB, of a new interpreter."""
+def run(statement: str, *arguments: object) -> dict[str, float]:
+    """Returns the seconds and the peak memory of a new process that imports hf_gpt and runs the statement."""
+    command = [sys.executable, "-c", IMPORTS + statement + PRINT_PEAK, *map(str, arguments)]
     started = time.perf_counter()
-    script = (RUN if arguments else IDLE) + PEAK
-    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
-    return time.perf_counter() - started, int(done.stdout.split()[-1]) / 1024
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_megabytes": int(finished.stdout.split()[-1]) / 1024}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--family", choices=SHAPES, default="gpt_neox")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint (default: %(default)s)")
+    parser.add_argument("--family", choices=SHAPES, default="gpt_neox", help="default: %(default)s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        native, ours, back = (Path(folder) / name for name in ("native", "ours", "back"))
-        size = dummy(native, arguments.family, arguments.gigabytes * 1e9)
+        native, ours, exported = (Path(folder) / name for name in ("native", "ours", "exported"))
+        size = write_native(native, arguments.family, arguments.gigabytes * 1e9)
         rows = {
-            "imports alone": measure(),
-            "convert": measure(str(native), str(ours), ""),
-            "export": measure(str(ours), str(back), arguments.family),
+            "imports only": run(""),
+            "convert": run(CONVERT, native, ours),
+            "export": run(EXPORT, ours, exported, arguments.family),
         }
     print(f"{arguments.family}, {size / 1e9:.2f} GB in shards of 1 GB, written in shards of 0.5 GB")
-    for name, (seconds, peak) in rows.items():
-        print(f"{name:16}{seconds:8.1f} s{peak:10.0f} MB at the most")
-    print(json.dumps({"machine": machine(), "bytes": size, "rows": rows}))
+    print(f"{'':16}{'seconds':>8}{'peak MB':>10}")
+    for name, row in rows.items():
+        print(f"{name:16}{row['seconds']:>8.1f}{row['peak_megabytes']:>10.0f}")
+    print_json(bytes=size, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dense decoder beside transformers' own GPT-2 and Llama classes of the same shape: training step, prefill, decode.
+"""Compares the dense decoder with transformers' GPT-2 and Llama classes of the same shape: training step, prefill, decode.
 
 python benchmarks/dense.py [--rounds 7]
 """
@@ -7,15 +7,16 @@ import argparse
 
 import torch
 import transformers
-from measure import alternate, report
+from measure import GREEDY, compare, default_device, print_comparison, print_json
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 
 SHAPE = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8}
-LENGTH, ROWS, NEW_TOKENS = 512, 2, 32
+LENGTH, ROWS, PROMPT, NEW_TOKENS = 512, 2, 64, 32
 
 
-def gpt2() -> tuple[torch.nn.Module, torch.nn.Module]:
+def build_gpt2() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Returns our model and transformers' GPT-2."""
     ours = GPTConfig(**SHAPE, max_position_embeddings=1024, position_embedding_type="learned")
     peer = transformers.GPT2Config(
         vocab_size=8192, n_embd=512, n_layer=6, n_head=8, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0,
@@ -24,7 +25,8 @@ def gpt2() -> tuple[torch.nn.Module, torch.nn.Module]:
     return GPTForCausalLM(ours), transformers.GPT2LMHeadModel(peer)
 
 
-def llama() -> tuple[torch.nn.Module, torch.nn.Module]:
+def build_llama() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Returns our model and transformers' Llama."""
     shape = SHAPE | {"intermediate_size": 1376, "num_key_value_heads": 4, "max_position_embeddings": 1024}
     ours = GPTConfig(
         **shape, norm_type="rms_norm", mlp_type="glu", hidden_act="silu", attention_bias=False, mlp_bias=False,
@@ -34,11 +36,10 @@ def llama() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default: %(default)s)")
     rounds = parser.parse_args().rounds
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    ids = torch.randint(0, SHAPE["vocab_size"], (ROWS, LENGTH), device=device)
+    ids = torch.randint(0, SHAPE["vocab_size"], (ROWS, LENGTH), device=default_device())
 
     def train(model):
         model.train()
@@ -51,22 +52,21 @@ def main() -> None:
 
     @torch.inference_mode()
     def decode(model):
-        model.eval().generate(
-            ids[:1, :64], max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+        model.eval().generate(ids[:1, :PROMPT], max_new_tokens=NEW_TOKENS, **GREEDY)
 
     rows = {}
-    for name, build in (("gpt2", gpt2), ("llama", llama)):
-        ours, peer = (model.to(device) for model in build())
+    for name, build in (("gpt2", build_gpt2), ("llama", build_llama)):
+        ours, peer = (model.to(ids.device) for model in build())
         assert ours.num_parameters() == peer.num_parameters()
-        work = {
+        workloads = {
             f"{name} training step {ROWS}x{LENGTH}": train,
             f"{name} prefill {ROWS}x{LENGTH}": prefill,
             f"{name} decode {NEW_TOKENS} tokens": decode,
         }
-        for label, call in work.items():
-            rows[label] = alternate(lambda: call(ours), lambda: call(peer), rounds)  # noqa: B023 called at once
-    report(rows)
+        for label, run in workloads.items():
+            rows[label] = compare(lambda: run(ours), lambda: run(peer), rounds)  # noqa: B023 called at once
+    print_comparison(rows)
+    print_json(rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Each family beside its native class in transformers, with the same weights: a forward pass, and generation.
+"""Compares each family with its native class in transformers, with the same weights: a forward pass, and generation.
 
 python benchmarks/lineage.py [--rounds 9] [--families gpt2 opt ...]
 """
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import alternate, report
+from measure import GREEDY, compare, default_device, print_comparison, print_json
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -60,8 +60,8 @@ FAMILIES = {
 }
 
 
-def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Ours and the native model, each as its users load it."""
+def build(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Returns our model and the native one with the same random weights, each loaded by `from_pretrained`."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](vocab_size=8192, bos_token_id=0, eos_token_id=0, **FAMILIES[family])
     with tempfile.TemporaryDirectory() as folder:
@@ -72,13 +72,12 @@ def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: %(default)s)")
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES, help="default: all")
     arguments = parser.parse_args()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    ids = torch.randint(1, 8192, (2, LENGTH), device=device)
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = torch.randint(1, 8192, (2, LENGTH), device=default_device())
+    prompt = ids[:1, :PROMPT]
 
     @torch.inference_mode()
     def forward(model: PreTrainedModel) -> None:
@@ -86,14 +85,15 @@ def main() -> None:
 
     @torch.inference_mode()
     def generate(model: PreTrainedModel) -> None:
-        model.generate(ids[:1, :PROMPT], attention_mask=torch.ones_like(ids[:1, :PROMPT]), **options)
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, **GREEDY)
 
     rows = {}
     for family in arguments.families:
-        ours, peer = (model.to(device) for model in pair(family))
-        for label, call in {f"forward 2x{LENGTH}": forward, f"generate {NEW_TOKENS}": generate}.items():
-            rows[f"{family} {label}"] = alternate(lambda: call(ours), lambda: call(peer), arguments.rounds)  # noqa: B023
-    report(rows)
+        ours, peer = (model.to(ids.device) for model in build(family))
+        for label, run in {f"forward 2x{LENGTH}": forward, f"generate {NEW_TOKENS}": generate}.items():
+            rows[f"{family} {label}"] = compare(lambda: run(ours), lambda: run(peer), arguments.rounds)  # noqa: B023
+    print_comparison(rows)
+    print_json(rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
-"""A training step of GPT-2 small beside transformers' GPT2LMHeadModel with the same weights: time, and peak of memory.
+"""Compares a training step of GPT-2 small with transformers' GPT2LMHeadModel of the same shape: time and peak memory.
 
 python benchmarks/train_step.py [--rounds 9] [--parts time memory loss] [--plot]
 
-time    2 x 512 tokens, forward and backward
-memory  what a step adds to weights and gradients at its peak, each in a process of its own
-loss    the loss alone by all that there is to choose from, its peak in a process of its own
+time    forward and backward of 2 x 512 tokens
+memory  peak memory of a step above weights and gradients, each case in its own process
+loss    time and peak memory of the output layer and the loss alone, for each implementation
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from measure import added_gigabytes, gemm_rate, in_own_process, machine, medians, plot_bars
+from measure import (
+    gemm_flops_per_second,
+    median_seconds,
+    peak_increase_gigabytes,
+    plot_bars,
+    print_json,
+    run_in_subprocess,
+)
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
@@ -30,13 +36,15 @@ NO_DROPOUT = dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_
 
 
 def build(side: str) -> torch.nn.Module:
+    """Returns our GPT-2 small or transformers', without dropout, in training mode."""
     torch.manual_seed(0)
     if side == "ours":
         return GPTForCausalLM(preset_config("gpt2", **NO_DROPOUT)).train()
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)).train()
 
 
-def step(model: torch.nn.Module, rows: int, length: int, dtype: torch.dtype) -> None:
+def training_step(model: torch.nn.Module, rows: int, length: int, dtype: torch.dtype) -> None:
+    """Runs forward and backward on (rows, length) random tokens, under autocast unless the dtype is float32."""
     ids = torch.randint(0, 50257, (rows, length), generator=torch.Generator().manual_seed(1))
     model.zero_grad()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -44,54 +52,56 @@ def step(model: torch.nn.Module, rows: int, length: int, dtype: torch.dtype) -> 
     loss.backward()
 
 
-def time_of_steps(rounds: int) -> list[dict]:
+def measure_time(rounds: int) -> list[dict]:
+    """Returns seconds per step, the speedup over the peer, and each side's fraction of the GEMM rate."""
     models = {side: build(side) for side in SIDES}
     rows, length = SHAPES[0]
-    costs = account(models["ours"].config, length)
-    flops = rows * length * costs.training_flops_per_token
+    flops = rows * length * account(models["ours"].config, length).training_flops_per_token
     results = []
     for name, dtype in PRECISIONS.items():
-        calls = {side: partial(step, model, rows, length, dtype) for side, model in models.items()}
-        seconds, rate = medians(calls, rounds), gemm_rate(dtype)
+        calls = {side: partial(training_step, model, rows, length, dtype) for side, model in models.items()}
+        seconds, gemm = median_seconds(calls, rounds), gemm_flops_per_second(dtype)
         results.append(
-            {"step": f"{name}, {rows} x {length}", **seconds, "times": seconds["peer"] / seconds["ours"]}
-            | {f"{side} of GEMM": flops / seconds[side] / rate for side in models}
+            {"step": f"{name}, {rows} x {length}", **seconds, "speedup": seconds["peer"] / seconds["ours"]}
+            | {f"{side}, fraction of GEMM rate": flops / seconds[side] / gemm for side in models}
         )
     return results
 
 
-def memory_of_step(side: str, rows: str, length: str, precision: str) -> float:
-    """Gigabytes above weights and gradients, in this process."""
+def step_memory(side: str, rows: str, length: str, precision: str) -> float:
+    """Returns the peak of a training step in this process, in gigabytes above weights and gradients."""
     model = build(side)
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
-    return added_gigabytes(lambda: step(model, int(rows), int(length), PRECISIONS[precision])) - gradients
+    step = partial(training_step, model, int(rows), int(length), PRECISIONS[precision])
+    return peak_increase_gigabytes(step) - gradients
 
 
-def memory_of_steps() -> list[dict]:
+def measure_memory() -> list[dict]:
+    """Returns the peak of a training step of each side, each in its own process, and their ratio."""
     results = []
     for precision in PRECISIONS:
         for rows, length in SHAPES:
-            peaks = {side: float(in_own_process("--peak", "step", side, rows, length, precision)) for side in SIDES}
-            results.append({"peak": f"{precision}, {rows} x {length}", **peaks, "part": peaks["ours"] / peaks["peer"]})
+            peaks = {side: float(run_in_subprocess("--peak", "step", side, rows, length, precision)) for side in SIDES}
+            results.append({"peak": f"{precision}, {rows} x {length}", **peaks, "ratio": peaks["ours"] / peaks["peer"]})
     return results
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def from_logits(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def full_logits(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy((states @ weight.t()).float(), targets)
 
 
 def checkpointed(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int = 128) -> torch.Tensor:
-    def loss(some: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(some @ weight.t(), expected, reduction="sum")
+    def chunk_loss(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(states @ weight.t(), targets, reduction="sum")
 
     chunks = zip(states.split(rows), targets.split(rows), strict=True)
-    return sum(checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks) / len(states)
+    return sum(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks) / len(states)
 
 
-def torchs(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def torch_chunked(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear_cross_entropy(states, weight, targets, options=LinearCrossEntropyOptions())
 
 
@@ -99,14 +109,19 @@ def ours(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> t
     return LinearCrossEntropy.apply(states, weight, None, targets, torch.tensor(len(states)), Terms())
 
 
-LOSSES = {"ours": ours, "full logits": from_logits, "checkpointed chunks": checkpointed, "torch's": torchs}
+LOSSES = {
+    "ours": ours,
+    "full logits": full_logits,
+    "checkpointed chunks": checkpointed,
+    "torch linear_cross_entropy": torch_chunked,
+}
 
 
-def run_loss(tokens: int = 1024, vocabulary: int = 50257, width: int = 768) -> Callable[[Loss], None]:
-    """A call of a loss, forward and backward, on states and a weight made here."""
+def build_loss_case(tokens: int = 1024, vocab_size: int = 50257, width: int = 768) -> Callable[[Loss], None]:
+    """Returns a function that runs a loss forward and backward on fixed random states, weights and targets."""
     states = torch.randn(tokens, width, requires_grad=True)
-    weight = (0.02 * torch.randn(vocabulary, width)).requires_grad_()
-    targets = torch.randint(0, vocabulary, (tokens,))
+    weight = (0.02 * torch.randn(vocab_size, width)).requires_grad_()
+    targets = torch.randint(0, vocab_size, (tokens,))
 
     def run(loss: Loss) -> None:
         states.grad = weight.grad = None
@@ -115,20 +130,21 @@ def run_loss(tokens: int = 1024, vocabulary: int = 50257, width: int = 768) -> C
     return run
 
 
-def memory_of_loss(name: str) -> float:
-    """Gigabytes, the gradients among them, in this process."""
-    run = run_loss()
-    return added_gigabytes(lambda: run(LOSSES[name]))
+def loss_memory(name: str) -> float:
+    """Returns the peak of a loss in this process, in gigabytes, gradients included."""
+    run = build_loss_case()
+    return peak_increase_gigabytes(lambda: run(LOSSES[name]))
 
 
-def losses(rounds: int) -> list[dict]:
-    run = run_loss()
-    seconds = medians({name: partial(run, loss) for name, loss in LOSSES.items()}, rounds)
-    peaks = {name: float(in_own_process("--peak", "loss", name)) for name in LOSSES}
+def measure_losses(rounds: int) -> list[dict]:
+    """Returns the seconds and the peak memory of each loss."""
+    run = build_loss_case()
+    seconds = median_seconds({name: partial(run, loss) for name, loss in LOSSES.items()}, rounds)
+    peaks = {name: float(run_in_subprocess("--peak", "loss", name)) for name in LOSSES}
     return [{"loss": name, "seconds": seconds[name], "gigabytes": peaks[name]} for name in LOSSES]
 
 
-def show(rows: list[dict]) -> None:
+def print_rows(rows: list[dict]) -> None:
     for row in rows:
         cells = (f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in row.items())
         print("  ".join(cells), flush=True)
@@ -137,35 +153,34 @@ def show(rows: list[dict]) -> None:
 def plot(results: dict[str, list[dict]]) -> None:
     charts = {}
     if "time" in results:
-        charts["seconds of a step"] = {row["step"]: {side: row[side] for side in SIDES} for row in results["time"]}
+        charts["seconds per step"] = {row["step"]: {side: row[side] for side in SIDES} for row in results["time"]}
     if "memory" in results:
-        title = "GB above weights and gradients"
+        title = "peak GB above weights and gradients"
         charts[title] = {row["peak"]: {side: row[side] for side in SIDES} for row in results["memory"]}
     if "loss" in results:
-        charts["the loss alone"] = {row.pop("loss"): row for row in map(dict, results["loss"])}
+        charts["output layer and loss"] = {row.pop("loss"): row for row in map(dict, results["loss"])}
     plot_bars(charts, Path(__file__).with_suffix(".png"))
 
 
 def main() -> None:
+    parts = {"time": measure_time, "memory": lambda _: measure_memory(), "loss": measure_losses}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--parts", nargs="+", default=["time", "memory", "loss"])
-    parser.add_argument("--plot", action="store_true", help="draw what was measured (needs matplotlib)")
-    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts, help="default: all")
+    parser.add_argument("--plot", action="store_true", help="write train_step.png (needs matplotlib)")
+    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)  # one case, in its own process
     arguments = parser.parse_args()
     if arguments.peak:
-        what, *case = arguments.peak
-        print({"step": memory_of_step, "loss": memory_of_loss}[what](*case))
+        kind, *case = arguments.peak
+        print({"step": step_memory, "loss": loss_memory}[kind](*case))
         return
-    rounds = arguments.rounds
-    parts = {"time": lambda: time_of_steps(rounds), "memory": memory_of_steps, "loss": lambda: losses(rounds)}
     results = {}
     for name in arguments.parts:
-        results[name] = parts[name]()
-        show(results[name])
+        results[name] = parts[name](arguments.rounds)
+        print_rows(results[name])
     if arguments.plot:
         plot(results)
-    print(json.dumps({"machine": machine(), **results}))
+    print_json(**results)
 
 
 if __name__ == "__main__":
