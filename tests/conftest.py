@@ -9,7 +9,7 @@ from tiny import VARIANTS
 
 from hf_gpt.model import attention_masks
 
-torch.set_num_threads(1)  # tiny models: a second thread only waits
+torch.set_num_threads(1)  # a second thread has no work on tiny models
 
 
 @pytest.fixture(params=VARIANTS)
@@ -18,13 +18,14 @@ def variant(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def tiny_sequences_are_cut_like_long_ones(monkeypatch):
+def low_threshold_for_pieces(monkeypatch):
+    """Splits tiny sequences into the pieces of sparse attention, as the model splits long ones."""
     monkeypatch.setattr(attention_masks, "SHORTEST", 2)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """New floating-point memory holds NaN: what is read before it is written shows."""
+    """Fills new floating-point memory with NaN, so that a read before the first write changes the result."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

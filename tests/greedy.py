@@ -1,4 +1,4 @@
-"""Greedy decoding without a cache: what generate() must equal."""
+"""Greedy decoding without a cache: the reference for generate()."""
 
 import torch
 
@@ -6,7 +6,7 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 
 def without_cache(model, ids, mask=None, steps=8):
-    """Greedy decoding as its definition: a full forward pass for each token."""
+    """Returns (B, T + steps) token ids, with one full forward pass for each new token."""
     mask = torch.ones_like(ids) if mask is None else mask
     with torch.no_grad():
         for _ in range(steps):

@@ -1,6 +1,6 @@
-"""What each of several processes does: it trains under every layout, and the next layout loads what one has saved.
+"""The training step of each process under every parallel layout; each layout loads what the one before it saved.
 
-A module of its own, because a new process has to find it by its name.
+This is a module of its own because a spawned process imports it by name.
 """
 
 import os
@@ -15,7 +15,7 @@ from transformers.distributed import DistributedConfig
 from hf_gpt import GPTForCausalLM
 
 RANKS = 2
-# What transformers splits (None: PyTorch copies the whole model); and whether each rank sees a part of the batch.
+# The sizes that transformers splits by (None: DistributedDataParallel), and whether each rank gets a part of the batch.
 LAYOUTS = {
     "data": (None, True),
     "fsdp": ({"fsdp_size": RANKS}, True),
@@ -26,12 +26,12 @@ LAYOUTS = {
 
 
 def layouts_of(variant):
-    """Those that a model can have: without experts there are none to deal out."""
+    """Returns the layouts of a variant: expert parallelism only for a mixture of experts."""
     return [layout for layout in LAYOUTS if variant != "llama" or "expert" not in layout]
 
 
 def step(model, ids):
-    """Loss and gradients of a training step, and what the routers have counted."""
+    """Returns the loss and gradients of a training step, and the token counts of the routers."""
     loss = model(ids, labels=ids).loss
     loss.backward()
     bare = getattr(model, "module", model)

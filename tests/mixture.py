@@ -1,4 +1,4 @@
-"""A sparse layer with random weights, and its definition."""
+"""A sparse layer with random weights, and its definition in float64."""
 
 import torch
 from tiny import make_config
@@ -38,7 +38,7 @@ def feed_forward(config, hidden, biases, down, down_bias):
 
 
 def definition(module, states):
-    """Token by token, expert by expert, in float64."""
+    """Returns the output of a sparse layer for (N, hidden_size), token by token and expert by expert, in float64."""
     config = module.experts.config
     weights = {name: parameter.double() for name, parameter in module.named_parameters()}
     weights |= {name: buffer.double() for name, buffer in module.named_buffers()}
@@ -48,8 +48,8 @@ def definition(module, states):
     for token in states:
         logits = weights["router.weight"] @ token + weights.get("router.bias", 0)
         scores = logits.softmax(0) if config.router_score_function == "softmax" else logits.sigmoid()
-        favour = scores + weights.get("router.e_score_correction_bias", 0)
-        chosen = favour.argsort(descending=True)[: config.num_experts_per_tok]
+        ranking = scores + weights.get("router.e_score_correction_bias", 0)
+        chosen = ranking.argsort(descending=True)[: config.num_experts_per_tok]
         shares = scores[chosen] / (scores[chosen].sum() if config.norm_topk_prob else 1)
         mixed = 0
         for expert, share in zip(chosen, shares * config.routed_scaling_factor, strict=True):
@@ -61,6 +61,7 @@ def definition(module, states):
 
 
 def assert_equals_the_definition(module, tolerance, dtype):
+    """Compares the output and all gradients."""
     states = random_states(3, 7)
     inputs = states.to(dtype).requires_grad_()
     actual = module(inputs)

@@ -1,4 +1,4 @@
-"""Attention as DESIGN says it: every pattern key by key, every query by itself."""
+"""Reference attention: each pattern by its definition, key by key."""
 
 import torch
 
@@ -15,7 +15,7 @@ PATTERNS = {
 
 
 def visible(pattern, config, mask, sequences=None):
-    """Which keys a query may see: earlier tokens of its sequence that are no padding. (B, T, T)"""
+    """Returns which keys a query may see: tokens of its sequence up to itself, without padding. (B, T, T)"""
     rows, length = mask.shape
     allowed = torch.zeros(rows, length, length, dtype=torch.bool)
     for row in range(rows):
@@ -32,12 +32,12 @@ def visible(pattern, config, mask, sequences=None):
 
 
 def attention(query, key, value, allowed, scaling, sinks=None):
-    """softmax(q k * scaling) v over the allowed keys and the sink. (B, T, heads, head_dim)
+    """Returns softmax(q k * scaling) v over the allowed keys and the sink. (B, T, heads, head_dim)
 
     Args:
         query: (B, heads, T, head_dim).
         key, value: (B, kv_heads, keys, head_dim).
-        allowed: (B, T, keys). A query that may see nothing gives zeros.
+        allowed: (B, T, keys). A query without an allowed key gives zeros.
         sinks: (heads,).
     """
     groups = query.shape[1] // key.shape[1]
@@ -45,6 +45,6 @@ def attention(query, key, value, allowed, scaling, sinks=None):
     scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~allowed[:, None], -torch.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks[None, :, None, None].expand(*scores.shape[:-1], 1)), dim=-1)
-    lost = scores.isneginf().all(-1, keepdim=True)
-    probabilities = scores.masked_fill(lost, 0.0).softmax(-1).masked_fill(lost, 0.0)[..., : key.shape[2]]
+    empty = scores.isneginf().all(-1, keepdim=True)
+    probabilities = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)[..., : key.shape[2]]
     return (probabilities @ value).transpose(1, 2)

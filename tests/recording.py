@@ -5,13 +5,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def kernels_of(call):
+    """Returns the names of the operators that a call runs."""
     with torch.no_grad(), torch.profiler.profile() as profile:
         call()
     return {event.key for event in profile.key_averages()}
 
 
 class LargestTensor(TorchDispatchMode):
-    """The largest memory that any operation asked for, in elements."""
+    """Records the number of elements of the largest storage that an operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +28,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 class ProductDtypes(TorchDispatchMode):
-    """The dtypes of all matrices that are multiplied."""
+    """Records the dtypes of all matrices that are multiplied."""
 
     PRODUCTS = ("aten.mm.", "aten.addmm.", "mkldnn._linear_pointwise.")
 

@@ -22,7 +22,7 @@ folder, again, inputs = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.ar
 printed = {}
 for name in sys.argv[4:]:
     auto = getattr(transformers, name)
-    own = f"{folder}/{name}"  # a checkpoint for each class, or one for all
+    own = f"{folder}/{name}"  # one checkpoint for each class, or one for all
     model = auto.from_pretrained(own if os.path.isdir(own) else folder, trust_remote_code=True).eval()
     assert "hf_gpt" not in sys.modules and model.__module__.startswith("transformers_modules")
     with torch.no_grad():
@@ -37,6 +37,11 @@ print(json.dumps(printed))
 
 
 def stranger(folder: Path, again: Path, ids: torch.Tensor, *auto_classes: str) -> dict:
+    """Loads `folder` through each Auto class where hf_gpt cannot be imported, and saves the model under `again`.
+
+    Returns:
+        Generated token ids, or the first output, by Auto class.
+    """
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, str(folder), str(again), json.dumps(ids.tolist()), *auto_classes],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Every attention implementation against the definition, padded, packed and cached."""
+"""Every attention implementation against the definition: padded, packed and cached."""
 
 import pytest
 import torch
@@ -33,14 +33,14 @@ PATTERNS = {
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa, some uncut", "sdpa, by mask", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "sdpa, some pieces", "sdpa, full mask", "flex_attention"])
 @pytest.mark.parametrize(
     ("heads", "sinks"), [(4, False), (2, False), (1, False), (2, True)], ids=["mha", "gqa", "mqa", "gqa with sinks"]
 )
 def test_implementations_equal_the_definition(implementation, heads, sinks, side, pattern, monkeypatch):
     implementation, _, path = implementation.partition(", ")
     if path:
-        monkeypatch.setattr(attention_masks, "SHORTEST", {"some uncut": 6, "by mask": LENGTH + 1}[path])
+        monkeypatch.setattr(attention_masks, "SHORTEST", {"some pieces": 6, "full mask": LENGTH + 1}[path])
     config = make_config(
         num_key_value_heads=heads, attention_patterns=[pattern] * 2, attention_sinks=sinks, **PATTERNS[pattern]
     )
@@ -71,7 +71,7 @@ def test_implementations_equal_the_definition(implementation, heads, sinks, side
 
 @pytest.fixture
 def kernel_by_definition(monkeypatch):
-    """FlashAttention's contract on a machine without it: no mask or one of padding, a window, causal from the right."""
+    """FlashAttention's contract by definition: a padding mask or none, a window, queries last among the keys."""
 
     def attend(module, query, key, value, attention_mask, scaling, sliding_window=None, dropout=0.0, s_aux=None, **_):
         keys, length = key.shape[2], query.shape[2]
@@ -87,7 +87,7 @@ def kernel_by_definition(monkeypatch):
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
 @pytest.mark.parametrize("variant", FLASH)
-def test_flash_attention_is_given_what_it_needs(kernel_by_definition, variant, side):
+def test_flash_attention_gets_padding_mask_and_window(kernel_by_definition, variant, side):
     model = make_model(variant, attention="eager")
     ids, mask = random_ids(3, LENGTH), padding(side)
     expected = logits(model, ids, mask)
@@ -109,7 +109,9 @@ def test_token_by_token_equals_one_forward(variant, implementation, side, cache)
 
 
 @pytest.mark.parametrize(("variant", "side"), [("default", "none"), ("grouped", "left"), ("banded", "left")])
-@torch._dynamo.config.patch(automatic_dynamic_shapes=False)  # torch 2.13 writes C++ for them that does not compile
+@torch._dynamo.config.patch(
+    automatic_dynamic_shapes=False
+)  # torch 2.13 generates C++ for dynamic shapes that does not compile
 def test_token_by_token_equals_one_forward_in_flex_attention(variant, side):
     torch.compiler.reset()
     check_token_by_token(make_model(variant, attention="flex_attention"), padding(side, rows=2, length=5), "dynamic")
@@ -147,14 +149,14 @@ def test_prefill_in_chunks_equals_one_forward(variant, chunk):
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
-def test_gradients_agree(variant, side):
+def test_gradients_equal_those_of_eager_attention(variant, side):
     ids, mask = random_ids(3, LENGTH), padding(side)
     predicted_by_padding = mask.diff(dim=1, prepend=torch.ones(3, 1, dtype=torch.long)) == 1
     labels = ids.masked_fill((mask == 0) | predicted_by_padding, -100)
     gradients = []
     for implementation in ("eager", None):
         model = make_model(variant, attention=implementation).double()
-        model.set_experts_implementation("eager")  # the others have no float64
+        model.set_experts_implementation("eager")  # the others do not support float64
         model(ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for expected, actual in zip(*gradients, strict=True):
@@ -162,8 +164,8 @@ def test_gradients_agree(variant, side):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_one_query_in_bfloat16(variant, cache, monkeypatch):
-    """On a CPU it takes plain products of many keys: the kernel of sdpa is slow there."""
+def test_one_query_in_bfloat16_avoids_the_flash_kernel(variant, cache, monkeypatch):
+    """On a CPU the kernel of sdpa is slow for one query over many keys; matrix products are faster."""
     monkeypatch.setattr("hf_gpt.model.attention.MANY_KEYS", 1)
     model, ids = make_model(variant, attention="sdpa").bfloat16(), random_ids(2, LENGTH)
     past = CACHES[cache](model.config)
@@ -173,5 +175,5 @@ def test_one_query_in_bfloat16(variant, cache, monkeypatch):
         with torch.profiler.profile() as profile:
             found = model(ids[:, -1:], past_key_values=past).logits[:, -1]
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in {event.key for event in profile.key_averages()}
-    if model.config.num_local_experts is None:  # rounding may choose another expert
+    if model.config.num_local_experts is None:  # rounding may change which experts are chosen
         assert (found - expected).abs().max() < 0.1 * expected.abs().max()

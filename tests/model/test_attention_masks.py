@@ -1,4 +1,4 @@
-"""The masks of each pattern: padding, packed sequences, prepared masks, and when a mask is replaced by pieces."""
+"""The mask of each attention pattern: padding, packed sequences, cached tokens, prepared masks, short sequences."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from hf_gpt.model.attention_masks import create_attention_masks
 
 
 def masks_of_layers(model, *args, **kwargs):
-    """The mask that the attention of each layer gets."""
+    """Returns the attention mask of each layer in one forward pass."""
     masks = []
     handles = [
         layer.self_attn.register_forward_pre_hook(
@@ -40,7 +40,7 @@ def masks_of_layers(model, *args, **kwargs):
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
 @pytest.mark.parametrize("side", ["none", "left", "right", "scattered", "packed"])
 def test_eager_masks_equal_the_definition(pattern, side):
-    """Every key that a token may see, and no other; rows of padding may hold anything."""
+    """The mask allows exactly the visible keys of each token; rows of padding are not compared."""
     model = make_model(attention="eager", attention_patterns=[pattern] * 2, **PATTERN_SIZES[pattern])
     mask = padding(side)
     inputs = {"none": {}, "packed": {"position_ids": PACKED_POSITIONS}}.get(side, {"attention_mask": mask})
@@ -53,7 +53,7 @@ def test_eager_masks_equal_the_definition(pattern, side):
 
 @pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
 def test_masks_of_new_tokens_cover_the_cache(variant):
-    """Three tokens after six: the last rows of the mask of all nine, over the keys that the cache has kept."""
+    """The mask of three tokens after six allows as many cached keys as the mask of all nine tokens."""
     model, ids, mask = make_model(variant, attention="eager"), random_ids(3, LENGTH), padding("left")
     cache = model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values
     masks = masks_of_layers(model, ids[:, 6:], attention_mask=mask, past_key_values=cache)
@@ -64,7 +64,7 @@ def test_masks_of_new_tokens_cover_the_cache(variant):
 
 
 def test_plain_causal_attention_needs_no_mask():
-    """sdpa then takes its causal kernel, and makes no (T x T) tensor."""
+    """sdpa then takes its causal kernel, without a full (T x T) mask."""
     ones = torch.ones(3, LENGTH, dtype=torch.long)
     for attention_mask in (None, ones):
         masks = masks_of_layers(make_model(attention="sdpa"), random_ids(3, LENGTH), attention_mask=attention_mask)
@@ -94,7 +94,7 @@ def test_packed_sequences_do_not_see_each_other(variant, implementation):
     assert torch.allclose(packed, apart, atol=1e-5)
 
 
-def test_banded_layers_see_their_window_alone():
+def test_banded_layers_see_only_their_window():
     model, ids = make_model("banded", attention="eager"), random_ids(1, 12)
     banded, dense = model(ids, output_attentions=True).attentions
     assert not banded.tril(-4).any()
@@ -114,14 +114,14 @@ def test_a_prepared_mask_is_used_as_it_is(variant):
 
 
 @pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed"])
-def test_a_mask_without_the_past_is_refused(variant):
+def test_a_mask_shorter_than_the_cache_raises(variant):
     model, ids = make_model(variant), random_ids(2, 9)
     cache = model(ids).past_key_values
     with pytest.raises(ValueError, match="attention_mask has 2 slots: expected 9 of the past and 2 new ones"):
         model(ids[:, :2], attention_mask=torch.ones_like(ids[:, :2]), past_key_values=cache)
 
 
-def test_short_sequences_are_not_cut(monkeypatch):
+def test_short_sequences_take_a_mask_instead_of_pieces(monkeypatch):
     monkeypatch.undo()
     config = sparse_config("strided")
     for length in (attention_masks.SHORTEST - 1, attention_masks.SHORTEST):

@@ -9,14 +9,14 @@ from hf_gpt.model.attention_patterns import build_pattern
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_the_definition_of_a_pattern_is_that_of_the_design(pattern):
+def test_visible_keys_equal_the_definition(pattern):
     config, positions = sparse_config(pattern), torch.arange(30)
     actual = build_pattern(config, pattern).visible(positions[:, None], positions).tril()
     assert torch.equal(actual, visible(pattern, config, torch.ones(1, 30))[0])
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_keys_kept_are_those_that_later_queries_see(pattern):
+def test_keys_kept_counts_the_keys_of_later_queries(pattern):
     config = sparse_config(pattern)
     rule, length = build_pattern(config, pattern), 40
     seen = visible(pattern, config, torch.ones(1, length))[0]
@@ -26,8 +26,8 @@ def test_keys_kept_are_those_that_later_queries_see(pattern):
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
 @pytest.mark.parametrize(("queries", "keys"), [(30, 30), (150, 150), (7, 30), (1, 30), (70, 153)])
-def test_pieces_hold_each_visible_key_once(pattern, queries, keys):
-    """The views of a piece, applied to the slot numbers, name its queries and keys."""
+def test_pieces_contain_each_visible_pair_once(pattern, queries, keys):
+    """The views of a piece, applied to slot numbers, give its queries and keys."""
     config = sparse_config(pattern)
     counts = torch.zeros(queries, keys, dtype=torch.long)
     query_slots, key_slots = (torch.arange(length)[None, :, None] for length in (queries, keys))
@@ -42,14 +42,14 @@ def test_pieces_hold_each_visible_key_once(pattern, queries, keys):
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_counts_are_those_of_the_definition(pattern):
+def test_keys_seen_and_reach_equal_the_definition(pattern):
     config = sparse_config(pattern)
     rule, length = build_pattern(config, pattern), 30
     seen = visible(pattern, config, torch.ones(1, length))[0]
     assert [rule.keys_seen(position) for position in range(length)] == seen.sum(-1).tolist()
     if pattern != "dense":
-        whole = [n for n in range(1, length + 1) if int(seen[:n, :n].sum()) == n * (n + 1) // 2]
-        assert rule.reach == whole[-1]
+        complete = [n for n in range(1, length + 1) if int(seen[:n, :n].sum()) == n * (n + 1) // 2]
+        assert rule.reach == complete[-1]
 
 
 @pytest.mark.parametrize("pattern", ["strided", "fixed"])

@@ -1,4 +1,4 @@
-"""How even the experts are: measured, as a loss, and by a bias that moves."""
+"""Load balancing of experts: the measured load, the balancing losses, and the router bias."""
 
 import copy
 
@@ -21,28 +21,28 @@ EXPERTS, CHOSEN = 5, 2
 
 
 def routed(batch=2, length=7, layers=3, seed=0, **fields):
-    """Logits of some layers, which experts they choose, and a configuration."""
+    """Returns the router logits and the chosen experts of each layer, and a configuration."""
     generator = torch.Generator().manual_seed(seed)
     logits = tuple(2 * torch.randn(batch * length, EXPERTS, generator=generator) for _ in range(layers))
     config = make_config(num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN, **fields)
     return logits, tuple(each.topk(CHOSEN).indices for each in logits), config
 
 
-def definition(logits, indices, keep, config):
-    """Layer by layer, token by token, in float64."""
+def definition(logits, indices, is_token, config):
+    """Returns load, aux loss and z-loss, layer by layer and token by token, in float64."""
     loads, layers, squares = [], [], []
     for layer_logits, layer_indices in zip(logits, indices, strict=True):
         load, share = torch.zeros(EXPERTS), torch.zeros(EXPERTS, dtype=torch.float64)
-        for token in keep.nonzero().flatten():
+        for token in is_token.nonzero().flatten():
             row = layer_logits[token].double()
             scores = (
                 row.softmax(0) if config.router_score_function == "softmax" else row.sigmoid() / row.sigmoid().sum()
             )
             load[layer_indices[token]] += 1
-            share += scores / scores.sum() / keep.sum()
+            share += scores / scores.sum() / is_token.sum()
             squares.append(row.exp().sum().log() ** 2)
         loads.append(load)
-        layers.append(EXPERTS * (load / keep.sum() * share).sum())
+        layers.append(EXPERTS * (load / is_token.sum() * share).sum())
     return torch.stack(loads), torch.stack(layers).mean(), torch.stack(squares).mean()
 
 
@@ -54,16 +54,16 @@ def test_equals_the_definition(padding, function):
     if padding is not None:
         mask = torch.ones(2, 7, dtype=torch.long)
         mask[1, slice(0, 3) if padding == "left" else slice(4, 7)] = 0
-    keep = torch.ones(14) if mask is None else mask.flatten()
+    is_token = torch.ones(14) if mask is None else mask.flatten()
     balance = measure_balance(logits, indices, mask, config)
-    load, aux_loss, z_loss = definition(logits, indices, keep, config)
+    load, aux_loss, z_loss = definition(logits, indices, is_token, config)
     assert torch.equal(balance.tokens_per_expert, load)
     assert torch.allclose(balance.aux_loss.double(), aux_loss, rtol=1e-6)
     assert torch.allclose(balance.z_loss.double(), z_loss, rtol=1e-6)
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_pooled_is_the_loss_of_transformers(padded):
+def test_pooled_aux_loss_equals_that_of_transformers(padded):
     logits, indices, config = routed(router_aux_loss_type="pooled")
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[0, :3] = 0
@@ -77,19 +77,19 @@ def test_pooled_is_the_loss_of_transformers(padded):
         assert torch.allclose(gradient, theirs, atol=1e-7)
 
 
-def test_layerwise_sees_what_pooling_hides():
-    """Two layers, each of which uses half of the experts, and not the same half."""
+def test_layerwise_aux_loss_detects_imbalance_that_pooling_hides():
+    """Two layers use opposite halves of the experts."""
     logits = torch.tensor([[9.0, 9.0, -9.0, -9.0]]).repeat(6, 1)
     config = {"num_local_experts": 4, "num_experts_per_tok": 2}
     both = (logits, -logits)
     indices = tuple(each.topk(2).indices for each in both)
     layerwise = measure_balance(both, indices, None, make_config(**config)).aux_loss
     pooled = measure_balance(both, indices, None, make_config(**config, router_aux_loss_type="pooled")).aux_loss
-    assert torch.allclose(pooled, torch.tensor(2.0))  # k, as if they were even
+    assert torch.allclose(pooled, torch.tensor(2.0))  # k, the value of an even load
     assert torch.allclose(layerwise, torch.tensor(4.0))
 
 
-def test_nothing_but_padding():
+def test_rows_of_padding_only():
     logits, indices, config = routed()
     balance = measure_balance(logits, indices, torch.zeros(2, 7), config)
     assert (balance.aux_loss, balance.z_loss) == (0, 0)
@@ -101,17 +101,17 @@ def test_nothing_but_padding():
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_balances_in_training_without_being_asked():
+def test_balancing_losses_are_added_in_training():
     coefficients = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
     model, ids = make_model("mixtral", **coefficients), random_ids(2, 9)
-    resting = model(ids, labels=ids)
-    assert (resting.aux_loss, resting.z_loss, resting.lm_loss, resting.router_logits) == (None,) * 4
-    asked = model(ids, labels=ids, output_router_logits=True)
-    assert torch.allclose(asked.loss, resting.loss + 0.5 * asked.aux_loss + 0.1 * asked.z_loss)
-    assert [logits.shape for logits in asked.router_logits] == [(18, 4)]
+    evaluated = model(ids, labels=ids)
+    assert (evaluated.aux_loss, evaluated.z_loss, evaluated.lm_loss, evaluated.router_logits) == (None,) * 4
+    requested = model(ids, labels=ids, output_router_logits=True)
+    assert torch.allclose(requested.loss, evaluated.loss + 0.5 * requested.aux_loss + 0.1 * requested.z_loss)
+    assert [logits.shape for logits in requested.router_logits] == [(18, 4)]
     trained = model.train()(ids, labels=ids)
-    assert torch.allclose(trained.loss, asked.loss, rtol=1e-6)  # made in chunks, and from the logits
-    assert torch.allclose(trained.lm_loss, resting.loss, rtol=1e-6)
+    assert torch.allclose(trained.loss, requested.loss, rtol=1e-6)  # the loss in chunks, and that of the logits
+    assert torch.allclose(trained.lm_loss, evaluated.loss, rtol=1e-6)
     assert trained.router_logits is None
     trained.loss.backward()
     model.config.router_aux_loss_coef = model.config.router_z_loss_coef = 0.0
@@ -133,7 +133,7 @@ def test_balances_in_training_without_being_asked():
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_every_head_balances(head, inputs):
+def test_every_head_adds_the_balancing_losses(head, inputs):
     ids = random_ids(2, 6)
     mask = torch.ones_like(ids)
     if head is GPTForMultipleChoice:
@@ -148,14 +148,14 @@ def test_every_head_balances(head, inputs):
     assert torch.allclose(losses[1] - losses[0], expected, atol=1e-5)
 
 
-def test_the_losses_are_shared_out_under_accumulation():
+def test_balancing_losses_under_gradient_accumulation():
     """Micro-batches add up to one batch."""
     model, ids = make_model("mixtral", router_z_loss_coef=0.1).train(), random_ids(2, 8)
     whole = model(ids, labels=ids)
     parts = [
         model(row[None], labels=row[None], num_items_in_batch=14) for row in ids
-    ]  # of 8, the first is not predicted
-    losses = [part.loss - 0.01 * part.aux_loss / 2 for part in parts]  # which is no sum over tokens
+    ]  # the first of 8 tokens is not predicted
+    losses = [part.loss - 0.01 * part.aux_loss / 2 for part in parts]  # the aux loss is no sum over tokens
     assert torch.allclose(sum(losses), whole.loss - 0.01 * whole.aux_loss, rtol=1e-5)
 
 
@@ -168,14 +168,14 @@ def step(model, ids, **kwargs):
 
 
 class TestBias:
-    """`router_bias_update_rate`: balance without a loss."""
+    """`router_bias_update_rate`: load balancing without a loss."""
 
     @pytest.fixture
     def model(self):
         return make_model("deepseek", router_bias_update_rate=0.25).train()
 
     def test_moves_against_the_load_after_each_step(self, model):
-        """Over all micro-batches of the step, in a loop that knows nothing of it."""
+        """Any training loop works: the load counts all micro-batches of the step."""
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         counted = torch.zeros(6)
         for seed in (1, 2, 3):
@@ -196,8 +196,8 @@ class TestBias:
         model(ids, attention_mask=mask)
         assert routers(model)[0].tokens_per_expert.sum() == 2 * 10
 
-    def test_evens_out_the_load(self, model):
-        """A router that likes two experts, and learns nothing."""
+    def test_makes_the_load_even(self, model):
+        """The router starts with ties and a learning rate of 0."""
         with torch.no_grad():
             routers(model)[0].weight.zero_()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -205,10 +205,10 @@ class TestBias:
         for _ in range(40):
             loads.append(model(ids, labels=ids).tokens_per_expert[0])
             optimizer.step()
-        assert loads[0].max() == 128  # of ties, the same for each token
+        assert loads[0].max() == 128  # ties choose the same experts for each token
         assert torch.stack(loads).sum(0).max() < 1.1 * torch.stack(loads).sum(0).mean()
 
-    def test_rests_in_evaluation_and_with_other_optimizers(self, model):
+    def test_does_not_move_in_evaluation_or_with_other_optimizers(self, model):
         ids = random_ids(2, 7)
         model.eval()(ids, labels=ids, output_router_logits=True)
         model.train().generate(ids, max_new_tokens=2, pad_token_id=0)
@@ -218,8 +218,8 @@ class TestBias:
         torch.optim.SGD(other.parameters(), lr=0.1).step()
         assert not routers(model)[0].e_score_correction_bias.any()
 
-    def test_with_optimizers_that_share_it(self, model):
-        """One step of two optimizers moves the bias once."""
+    def test_two_optimizers_of_one_router(self, model):
+        """One step of both moves the bias once."""
         ids, (router,) = random_ids(2, 7), routers(model)
         optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
         step(model, ids)
@@ -228,7 +228,7 @@ class TestBias:
         assert router.e_score_correction_bias.abs().max() == 0.25
 
     @pytest.mark.parametrize("change", ["freeze", "stop"])
-    def test_a_bias_that_shall_stay(self, change):
+    def test_does_not_move_with_frozen_weights_or_rate_0(self, change):
         rate = 0.0 if change == "stop" else 0.25
         model, ids = make_model("deepseek", router_bias_update_rate=rate).train(), random_ids(2, 7)
         (router,) = routers(model)
@@ -240,7 +240,7 @@ class TestBias:
         optimizer.step()
         assert torch.equal(router.e_score_correction_bias, torch.arange(6) / 10)
 
-    def test_of_a_copy(self, model):
+    def test_a_copied_model_has_its_own_bias(self, model):
         twin, ids = copy.deepcopy(model), random_ids(2, 7)
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         step(twin, ids)
@@ -248,7 +248,7 @@ class TestBias:
         assert routers(twin)[0].e_score_correction_bias.any()
         assert not routers(model)[0].e_score_correction_bias.any()
 
-    def test_decides_who_is_chosen_and_not_the_shares(self, model):
+    def test_changes_the_choice_but_not_the_shares(self, model):
         model.eval()
         (router,) = routers(model)
         tokens = torch.randn(9, 32)
@@ -261,7 +261,7 @@ class TestBias:
         assert not torch.allclose(forced, shares)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_is_saved_and_stays_float32(self, model, dtype, tmp_path):
+    def test_is_saved_and_remains_float32(self, model, dtype, tmp_path):
         routers(model)[0].e_score_correction_bias.copy_(torch.arange(6) * 0.123)
         model.save_pretrained(tmp_path)
         again = GPTForCausalLM.from_pretrained(tmp_path, dtype=dtype)
@@ -273,8 +273,8 @@ class TestBias:
         cast = routers(model.to(dtype))[0]
         assert (cast.tokens_per_expert.dtype, cast.e_score_correction_bias.dtype) == (torch.float32,) * 2
 
-    def test_a_checkpoint_without_one(self, tmp_path):
-        """Balance without a loss may begin with any mixture of experts."""
+    def test_starts_at_zero_from_a_checkpoint_without_bias(self, tmp_path):
+        """Any mixture of experts can be trained on with a router bias."""
         model = make_model("mixtral")
         model.save_pretrained(tmp_path)
         set_seed(1)
@@ -285,7 +285,7 @@ class TestBias:
 
 
 def test_reentrant_checkpointing_warns(caplog):
-    """Its first pass records no graph."""
+    """Its first pass records no graph, so the router losses have no gradient."""
     model, ids = make_model("mixtral").train(), random_ids(2, 7)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.enable_input_require_grads()
@@ -294,8 +294,8 @@ def test_reentrant_checkpointing_warns(caplog):
     assert "cuts the routers off from their balancing losses" in caplog.text
 
 
-def test_drafting_with_layers_that_have_no_experts():
-    """Although the configuration asks for the router's logits."""
+def test_early_exit_drafting_with_dense_layers():
+    """It works with output_router_logits=True although the first layers have no router."""
     model = make_model("deepseek", output_router_logits=True)
     drafted = model.generate(random_ids(1, 5), max_new_tokens=5, do_sample=False, assistant_early_exit=1)
     model.config.output_router_logits = False

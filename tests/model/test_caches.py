@@ -1,4 +1,4 @@
-"""The cache layers of the patterns: what they keep, and everything that generate() does to a cache."""
+"""The cache layers of the attention patterns: which keys they hold, and each operation of generate() on a cache."""
 
 import importlib.util
 from copy import copy
@@ -18,20 +18,20 @@ STRIDE, SUMMARY = 4, 2
 
 
 def states(length, batch=1, start=0):
-    """Keys and values that say in which slot they stand. (B, 1, T, 1)"""
+    """Returns keys and values, (B, 1, T, 1), that equal their slot numbers."""
     slots = torch.arange(start, start + length, dtype=torch.float)
     return slots.expand(batch, 1, length)[..., None].clone(), slots.expand(batch, 1, length)[..., None].clone()
 
 
 def kept(layer, row=0):
-    """Slots of the tokens that are still there."""
+    """Returns the slots of the cached tokens."""
     return [
         int(key) for key, position in zip(layer.keys[row, 0, :, 0], layer.positions[row], strict=True) if position >= 0
     ]
 
 
 def needed(length, padding=0):
-    """Slots that the next query and later ones may see."""
+    """Returns the slots that some later query of a fixed layer may see."""
     following = length - padding
     own = following // STRIDE
     return [
@@ -40,13 +40,13 @@ def needed(length, padding=0):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 30])
-def test_keeps_its_own_block_and_the_summaries(chunk):
+def test_fixed_layer_holds_its_own_block_and_the_summaries(chunk):
     layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     for start in range(0, 30, chunk):
         length = min(chunk, 30 - start)
         before = [] if start == 0 else kept(layer)
         keys, _ = layer.update(*states(length, start=start))
-        assert keys.flatten().tolist() == [*before, *range(start, start + length)]  # all that there is, this once
+        assert keys.flatten().tolist() == [*before, *range(start, start + length)]  # keys are dropped after the update
         assert kept(layer) == needed(start + length)
         assert torch.equal(layer.keys, layer.values)
         assert layer.get_seq_length() == start + length
@@ -55,7 +55,7 @@ def test_keeps_its_own_block_and_the_summaries(chunk):
     assert layer.keys.shape[2] == 30 % STRIDE + 30 // STRIDE * SUMMARY
 
 
-def test_rows_count_their_own_blocks():
+def test_padded_rows_have_their_own_blocks():
     layer, paddings = FixedLayer(Fixed(STRIDE, SUMMARY)), [0, 1, 6]
     mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
     positions = logical_positions(mask)
@@ -77,7 +77,7 @@ def test_crop():
     layer.crop(-1)
     assert kept(layer) == needed(10)
     assert layer.get_seq_length() == 10
-    layer.crop(-2)  # the block that goes on is still there
+    layer.crop(-2)  # tokens of the unfinished block can be removed
     layer.update(*states(2, start=8))
     with pytest.raises(RuntimeError, match="cannot remove 3 tokens: a block was complete after 8 of 10"):
         layer.crop(-3)
@@ -110,7 +110,7 @@ def test_rows_are_reordered_repeated_and_selected():
 
 
 @pytest.mark.parametrize(("variant", "kept_keys"), [("fixed", [11, 3 + 2 * SUMMARY]), ("strided", [11, 11])])
-def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
+def test_each_pattern_gets_its_cache_layer(variant, kept_keys):
     model, ids = make_model(variant), random_ids(2, 11)
     made, given = model(ids).past_key_values, DynamicCache(config=model.config)
     model(ids, past_key_values=given)
@@ -118,7 +118,7 @@ def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
     for cache in (made, given):
         assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
         assert [layer.keys.shape[2] for layer in cache.layers] == kept_keys
-    lazy = DynamicCache()  # without a configuration its layers are made when they are first used: all keys are kept
+    lazy = DynamicCache()  # without a configuration its layers are dynamic ones, which hold all keys
     model(ids, past_key_values=lazy)
     assert [layer.keys.shape[2] for layer in lazy.layers] == [11, 11]
     following = random_ids(2, 1, seed=2)
@@ -129,13 +129,13 @@ def test_a_model_gives_its_layers_their_caches(variant, kept_keys):
 
 @pytest.mark.parametrize("variant", ["banded", "strided", "fixed", "sparse_transformer"])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_padding_between_tokens_is_invisible(variant, chunk):
-    """A conversation goes on in a batch whose rows ended at different slots."""
+def test_padding_between_tokens_does_not_change_the_logits(variant, chunk):
+    """A second turn of a conversation, in a batch whose rows ended at different slots."""
     model, ids = make_model(variant), random_ids(2, 16)
     mask = torch.ones_like(ids)
     mask[0, 5:8] = 0
     if variant == "banded":
-        mask[0, 5:8] = 1  # its cache holds slots, see the README
+        mask[0, 5:8] = 1  # the window of its cache counts slots, not logical positions
     cache = DynamicCache(config=model.config)
     parts = [
         model(ids[:, t : t + chunk], attention_mask=mask[:, : t + chunk], past_key_values=cache).logits
@@ -146,8 +146,8 @@ def test_padding_between_tokens_is_invisible(variant, chunk):
     assert torch.allclose(actual[0, mask[0].bool()], alone, atol=1e-5)
 
 
-def test_what_cannot_be_cropped_slot_by_slot():
-    """Padding among the last tokens of a row has been dropped with the rest."""
+def test_crop_after_padding_raises():
+    """A row that ends in padding cannot be cropped slot by slot."""
     layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.expect(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1]]))
     layer.update(*states(6, batch=2))
@@ -179,8 +179,8 @@ def test_decoding_under_autocast(variant):
     assert (torch.cat(steps, dim=1) - whole).abs().max() < 0.05 * whole.abs().max()
 
 
-def test_moves_between_devices():
-    """What an offloaded cache does, on the one device that is at hand."""
+def test_offload_and_prefetch():
+    """The calls of an offloaded cache, on the CPU."""
     layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.update(*states(9))
     layer.offload()
@@ -191,7 +191,7 @@ def test_moves_between_devices():
 
 @pytest.mark.parametrize("growing_class", [GrowingLayer, DenseLayer])
 @torch.no_grad()
-def test_a_growing_layer_does_what_a_dynamic_one_does(growing_class):
+def test_growing_layer_equals_dynamic_layer(growing_class):
     growing, dynamic = growing_class(), DynamicLayer()
     steps = [
         lambda layer: layer.update(*states(5, batch=2)),
@@ -219,7 +219,7 @@ def test_a_growing_layer_does_what_a_dynamic_one_does(growing_class):
 
 @pytest.mark.parametrize("share", [copy, lambda layer: layer], ids=["copied", "cropped"])
 @torch.no_grad()
-def test_what_a_growing_layer_has_given_stays(share):
+def test_growing_layer_does_not_overwrite_returned_keys(share):
     layer = DenseLayer()
     layer.update(*states(5))
     first = layer.update(*states(1, start=5))[0]
@@ -230,7 +230,7 @@ def test_what_a_growing_layer_has_given_stays(share):
 
 
 @torch.no_grad()
-def test_a_growing_layer_takes_another_precision_and_fewer_rows():
+def test_growing_layer_accepts_another_dtype_and_fewer_rows():
     layer = DenseLayer()
     layer.update(*states(5, batch=2))
     layer.batch_select_indices(slice(0, 1))
@@ -252,7 +252,7 @@ def test_a_growing_layer_takes_another_precision_and_fewer_rows():
     ],
 )
 @torch.no_grad()
-def test_a_growing_layer_is_seldom_copied(layer, dtype, grows):
+def test_growing_layer_does_not_copy_at_each_token(layer, dtype, grows):
     layer.update(*(each.to(dtype) for each in states(1000)))
     places = set()
     for slot in range(1000, 1060):
@@ -261,7 +261,7 @@ def test_a_growing_layer_is_seldom_copied(layer, dtype, grows):
     assert (len(places) == 1) == grows
 
 
-def test_a_growing_layer_goes_on_outside_of_inference_mode_and_with_gradients():
+def test_growing_layer_outside_inference_mode_and_with_gradients():
     layer = GrowingLayer()
     with torch.inference_mode():
         layer.update(*states(3))
@@ -284,8 +284,8 @@ def decode(model, **cache):
 
 
 @pytest.mark.parametrize("variant", DENSE_CACHES)
-def test_a_quantized_cache_keeps_the_right_keys(variant, monkeypatch):
-    """With eight bits for which there is no loss: what is left is which keys a layer keeps, and sees."""
+def test_quantized_cache_holds_the_right_keys(variant, monkeypatch):
+    """In float64 in place of eight bits, so that a wrong key is the only possible difference."""
     monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float64)
     model = make_model(variant).double()
     sequences, expected, _ = decode(model)
@@ -295,7 +295,7 @@ def test_a_quantized_cache_keeps_the_right_keys(variant, monkeypatch):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_a_quantized_cache_is_close_and_small():
+def test_quantized_cache_is_close_and_small():
     torch.manual_seed(0)
     model = make_model(initializer_range=0.05)
     _, expected, whole = decode(model)
@@ -308,16 +308,16 @@ def test_a_quantized_cache_is_close_and_small():
 
 @pytest.mark.skipif(importlib.util.find_spec("hqq") is None, reason="hqq is not installed")
 @pytest.mark.parametrize("variant", DENSE_CACHES)
-def test_a_cache_in_groups(variant):
+def test_hqq_cache_is_close(variant):
     model = make_model(variant)
     groups = {"backend": "hqq", "nbits": 8, "axis_key": 1, "axis_value": 1, "q_group_size": 16, "residual_length": 4}
     (sequences, expected, _), (written, found, _) = (
         decode(model), decode(model, cache_implementation="quantized", cache_config=groups)
     )  # fmt: skip
-    same = (written == sequences).all(0).cumprod(0).bool()[12:]  # what comes after another token is another text
+    same = (written == sequences).all(0).cumprod(0).bool()[12:]  # steps after a different token are not comparable
     assert (found - expected)[same].abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_quantized_cache_has_no_banded_layers():
+def test_quantized_cache_with_banded_layers_raises():
     with pytest.raises(ValueError, match="only full attention layers"):
         decode(make_model("banded"), cache_implementation="quantized", cache_config={"backend": "fp8"})

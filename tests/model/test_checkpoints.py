@@ -1,4 +1,4 @@
-"""Checkpoints that load anywhere: the code travels with the weights."""
+"""Checkpoints: loading, saving and errors; a saved folder holds the model's code and loads without hf_gpt."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ from hf_gpt.model.modeling_gpt import AUTO_CLASSES
 from hf_gpt.surgery.quantization import quantize
 
 
-# Runs where hf_gpt cannot be imported: loads a folder through an Auto class, saves it again, prints what it computes.
 def here(auto_class: str, folder: Path, ids: torch.Tensor) -> list:
+    """Returns what `stranger` returns, computed by hf_gpt."""
     model = AUTO_CLASSES[auto_class].from_pretrained(folder)
     rows = ids[:, None] if "MultipleChoice" in auto_class else ids
     with torch.no_grad():
@@ -28,7 +28,7 @@ def here(auto_class: str, folder: Path, ids: torch.Tensor) -> list:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_quantised_weights_load_without_hf_gpt(tmp_path, scheme):
+def test_quantized_weights_load_without_hf_gpt(tmp_path, scheme):
     saved, first, second, ids = tmp_path / "saved", tmp_path / "first", tmp_path / "second", random_ids(2, 5)
     quantize(make_model(pad_token_id=0), scheme).save_pretrained(saved)
     expected = {"AutoModelForCausalLM": here("AutoModelForCausalLM", saved, ids)}
@@ -37,7 +37,7 @@ def test_quantised_weights_load_without_hf_gpt(tmp_path, scheme):
 
 
 def test_loads_and_saves_again_without_hf_gpt(tmp_path):
-    """Each head computes for a stranger what it computes here; so does what the stranger saves, for the next one."""
+    """Each head has the same outputs without hf_gpt; so has the folder that is saved there."""
     ids = random_ids(2, 5)
     saved, first, second = tmp_path / "saved", tmp_path / "first", tmp_path / "second"
     for auto_class, model_class in AUTO_CLASSES.items():
@@ -59,7 +59,7 @@ def test_every_auto_class_loads_one_checkpoint_without_hf_gpt(tmp_path, variant)
 
 
 def test_a_converted_checkpoint_loads_without_hf_gpt(tmp_path):
-    """Its folder was not written by a model, but by the conversion."""
+    """Its folder is written by the conversion, not by save_pretrained."""
     native = save_native(tmp_path / "native", "gpt_oss", eos_token_id=None, pad_token_id=None)
     convert(tmp_path / "native", tmp_path / "ours")
     ids = random_ids(2, 5, high=native.config.vocab_size)
@@ -81,7 +81,7 @@ def test_every_auto_class_loads_one_checkpoint_with_hf_gpt(tmp_path, variant):
         assert torch.equal(loaded.base_model.embed_tokens.weight, model.model.embed_tokens.weight)
 
 
-def test_the_folder_is_complete(tmp_path):
+def test_the_auto_map_refers_to_saved_files(tmp_path):
     make_model().save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
@@ -97,7 +97,7 @@ def test_saves_and_loads_bit_for_bit(tmp_path, variant):
     for (name, expected), (_, actual) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert torch.equal(actual, expected), name
     ids = random_ids(1, 5)
-    assert torch.equal(loaded(ids).logits, model(ids).logits)  # buffers of the rotary embedding included
+    assert torch.equal(loaded(ids).logits, model(ids).logits)  # including buffers of the rotary embedding
 
 
 def test_base_and_head_checkpoints_load_into_each_other(tmp_path):
@@ -109,7 +109,7 @@ def test_base_and_head_checkpoints_load_into_each_other(tmp_path):
     assert torch.equal(again(random_ids(1, 4))[0], model(random_ids(1, 4))[0])
 
 
-def test_user_entries_of_the_auto_map_stay(tmp_path):
+def test_other_entries_of_the_auto_map_are_preserved(tmp_path):
     model = make_model()
     model.config.auto_map = {"AutoTokenizer": ["mine.Slow", None]}
     model.save_pretrained(tmp_path)
@@ -118,7 +118,7 @@ def test_user_entries_of_the_auto_map_stay(tmp_path):
     assert auto_map["AutoModelForCausalLM"] == "modeling_gpt.GPTForCausalLM"
 
 
-def test_a_missing_weight_file_is_named(tmp_path):
+def test_error_names_a_missing_weight_file(tmp_path):
     make_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
@@ -126,7 +126,7 @@ def test_a_missing_weight_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_truncated_weight_file_is_named(tmp_path, sharded):
+def test_error_names_a_truncated_weight_file(tmp_path, sharded):
     make_model().save_pretrained(tmp_path, max_shard_size="40KB" if sharded else "1GB")
     path = sorted(tmp_path.glob("*.safetensors"))[-1]
     whole = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_truncated_weight_file_is_named(tmp_path, sharded):
         assert path.read_bytes() == whole[:length]
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_error_names_a_missing_shard(tmp_path):
     make_model().save_pretrained(tmp_path, max_shard_size="40KB")
     path = sorted(tmp_path.glob("*.safetensors"))[0]
     path.unlink()
@@ -145,7 +145,7 @@ def test_a_missing_shard_is_named(tmp_path):
         GPTForCausalLM.from_pretrained(tmp_path)
 
 
-def test_weights_of_another_architecture_are_refused_whatever_the_configuration(tmp_path):
+def test_weights_of_another_architecture_raise_with_any_configuration(tmp_path):
     config = transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type='gpt2'"):

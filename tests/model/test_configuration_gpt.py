@@ -1,3 +1,5 @@
+"""GPTConfig: validation, derived fields, overrides, saving and loading."""
+
 import json
 from itertools import pairwise
 
@@ -7,7 +9,7 @@ from tiny import TINY, VARIANTS, make_config
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.model.configuration_gpt import ACTIVATIONS, PATTERN_FIELDS
 
-REFUSED = [
+INVALID = [
     ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
     ({"hidden_size": 32.0}, "hidden_size=32.0"),
     ({"hidden_size": "wide"}, "hidden_size='wide'"),
@@ -113,13 +115,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields)[:60] for fields, _ in REFUSED])
-def test_refuses_what_means_nothing(fields, message):
+@pytest.mark.parametrize(("fields", "message"), INVALID, ids=[str(fields)[:60] for fields, _ in INVALID])
+def test_invalid_fields_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**{**TINY, **fields})
 
 
-def test_derives_what_is_left_out():
+def test_omitted_fields_are_derived():
     config = make_config(attention_patterns=["banded", "dense"], sliding_window=4)
     assert (config.head_dim, config.num_key_value_heads, config.embedding_size) == (8, 4, 32)
     assert config.intermediate_size == 128
@@ -134,7 +136,7 @@ def test_derives_what_is_left_out():
     assert (experts.mlp_layer_types, experts.moe_intermediate_size) == (["sparse"] * 2, 128)
 
 
-def test_legacy_rope_fields_are_understood():
+def test_legacy_rope_fields_are_accepted():
     config = make_config(rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 2.0}, partial_rotary_factor=0.5)
     assert config.rope_parameters == {
         "rope_type": "linear",
@@ -145,7 +147,7 @@ def test_legacy_rope_fields_are_understood():
 
 
 def test_no_rope_without_rotary_positions():
-    assert not hasattr(make_config("learned"), "rope_parameters")  # tools take the attribute for the ability
+    assert not hasattr(make_config("learned"), "rope_parameters")  # tools take its presence for RoPE
 
 
 def test_saves_and_loads(variant, tmp_path):
@@ -172,7 +174,7 @@ def test_every_activation_builds(activation):
     GPTForCausalLM(make_config(hidden_act=activation))
 
 
-def test_a_changed_configuration_is_checked_again(tmp_path):
+def test_a_changed_configuration_is_validated_again(tmp_path):
     config = make_config()
     config.num_attention_heads = 3
     with pytest.raises(ValueError, match="num_key_value_heads=4 does not divide num_attention_heads=3"):
@@ -181,7 +183,7 @@ def test_a_changed_configuration_is_checked_again(tmp_path):
         config.save_pretrained(tmp_path)
 
 
-def test_overrides_at_loading_derive_anew(tmp_path):
+def test_overrides_at_loading_update_derived_fields(tmp_path):
     GPTConfig(**{**TINY, "num_key_value_heads": 2}).save_pretrained(tmp_path)
     config = GPTConfig.from_pretrained(tmp_path, hidden_size=64, num_hidden_layers=3)
     assert (config.embedding_size, config.intermediate_size, config.head_dim, config.num_key_value_heads) == (
@@ -198,7 +200,7 @@ def test_overrides_at_loading_derive_anew(tmp_path):
 
 
 @pytest.mark.parametrize("name", PATTERN_FIELDS)
-def test_a_size_set_later_that_is_of_no_pattern_is_dropped(name):
+def test_a_size_without_its_pattern_is_dropped_when_set_later(name):
     config = make_config()
     setattr(config, name, 8)
     GPTForCausalLM(config)
@@ -206,12 +208,12 @@ def test_a_size_set_later_that_is_of_no_pattern_is_dropped(name):
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "gpt2", "n_embd": 8}', "{}"], ids=["gpt2", "nothing"])
-def test_refuses_another_architecture(tmp_path, content):
+def test_another_model_type_raises(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     for load in (GPTConfig.from_pretrained, GPTForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match=r"model_type=.*expected 'hf_gpt'"):
             load(tmp_path)
 
 
-def test_variants_are_what_they_are_called():
+def test_variants_differ():
     assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)

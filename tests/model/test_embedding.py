@@ -1,4 +1,4 @@
-"""The gradient of a table that is looked up and multiplied by, against that of PyTorch's own embedding."""
+"""The gradient of a tied embedding, against that of PyTorch's embedding."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tied_model(**fields):
 
 def some_ids():
     ids = random_ids(2, 9)
-    ids[0, 2:5] = ids[1, 3]  # one token several times
+    ids[0, 2:5] = ids[1, 3]  # one token several times, in both rows
     return ids
 
 
@@ -26,8 +26,8 @@ def gradients_of(model, ids, backward=lambda outputs: outputs.loss.backward()):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def plainly(monkeypatch):
-    """From here on, by PyTorch's embedding."""
+def use_plain_embedding(monkeypatch):
+    """Switches to PyTorch's embedding."""
     monkeypatch.setattr(modeling_gpt, "worth_tying", lambda *_: False)
 
 
@@ -55,11 +55,11 @@ BACKWARDS = {
 @pytest.mark.parametrize(
     "fields", [{}, {"lm_head_bias": True}, {"embedding_size": 16}], ids=["plain", "bias", "factorized"]
 )
-def test_gradients_are_those_of_a_plain_embedding(backward, fields, monkeypatch):
+def test_gradients_equal_those_of_a_plain_embedding(backward, fields, monkeypatch):
     model, ids = tied_model(**fields), some_ids()
     assert worth_tying(model.model.embed_tokens, model.lm_head, ids)
     actual = gradients_of(model, ids, backward)
-    plainly(monkeypatch)
+    use_plain_embedding(monkeypatch)
     assert_same(actual, gradients_of(model, ids, backward))
 
 
@@ -72,11 +72,11 @@ def test_gradients_accumulate_over_steps(monkeypatch):
 
     model = tied_model()
     actual = two_steps()
-    plainly(monkeypatch)
+    use_plain_embedding(monkeypatch)
     assert_same(actual, two_steps())
 
 
-def test_the_gradient_is_that_of_the_head_with_rows_added_in_place(monkeypatch):
+def test_embedding_gradient_is_added_to_that_of_the_head_in_place(monkeypatch):
     of_head, backward = [], LinearCrossEntropy.backward
 
     def recorded(ctx, gradient):
@@ -97,7 +97,7 @@ def hook(model):
     model.model.embed_tokens.register_forward_hook(lambda *_: None)
 
 
-NOT_WORTH_IT = {
+UNSUPPORTED = {
     "untied": untie,
     "frozen": lambda model: model.lm_head.weight.requires_grad_(False),
     "hooked": hook,
@@ -106,13 +106,13 @@ NOT_WORTH_IT = {
 }
 
 
-@pytest.mark.parametrize("change", NOT_WORTH_IT.values(), ids=NOT_WORTH_IT)
-def test_what_is_left_to_pytorch(change, monkeypatch):
+@pytest.mark.parametrize("change", UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_falls_back_to_the_plain_embedding(change, monkeypatch):
     model, ids = tied_model(), some_ids()
     change(model)
     assert not worth_tying(model.model.embed_tokens, model.lm_head, ids)
     actual = gradients_of(model, ids)
-    plainly(monkeypatch)
+    use_plain_embedding(monkeypatch)
     assert_same(actual, gradients_of(model, ids))
 
 
@@ -124,7 +124,7 @@ def test_hooks_of_the_embedding_are_called():
 
 
 @pytest.mark.parametrize("options", [{"target_modules": ["embed_tokens"]}, {"trainable_token_indices": [1, 2]}])
-def test_an_embedding_that_peft_has_wrapped(options):
+def test_an_embedding_wrapped_by_peft(options):
     options = {"target_modules": ["q_proj"], "ensure_weight_tying": True, **options}
     model, ids = get_peft_model(tied_model(), LoraConfig(task_type="CAUSAL_LM", **options)), some_ids()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -132,7 +132,7 @@ def test_an_embedding_that_peft_has_wrapped(options):
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**6])
-def test_a_token_outside_the_vocabulary(wrong):
+def test_a_token_outside_the_vocabulary_raises(wrong):
     model, ids = tied_model(), some_ids()
     labels = ids.clone()
     ids[0, 1] = wrong

@@ -31,7 +31,7 @@ def test_experts_equal_the_definition(implementation, bias, mlp_type):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_expert_without_tokens(implementation):
-    """No NaN, and gradients of zero, in memory that was never written before."""
+    """Its gradients are zero, not uninitialized memory."""
     module = sparse_mlp(implementation, router_bias=True)
     with torch.no_grad():
         module.router.bias[:2] += 100
@@ -43,7 +43,7 @@ def test_an_expert_without_tokens(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_no_tokens(implementation):
+def test_empty_input(implementation):
     module = sparse_mlp(implementation)
     states = torch.zeros(0, 3, WIDTH, requires_grad=True)
     assert module(states).shape == (0, 3, WIDTH)
@@ -52,8 +52,8 @@ def test_no_tokens(implementation):
     assert not module.experts.down_proj.grad.any()
 
 
-def test_experts_on_other_ranks_are_passed_over():
-    """Expert parallelism gives them an index beyond the local ones, and no share."""
+def test_experts_of_other_ranks_are_skipped():
+    """Under expert parallelism their index is num_experts, and their share 0."""
     module, tokens = sparse_mlp(), random_states(4, dtype=torch.float32)
     indices, shares = torch.tensor([[0, EXPERTS], [EXPERTS, 1], [2, 3], [EXPERTS, EXPERTS]]), torch.ones(4, 2)
     shares[indices == EXPERTS] = 0
@@ -62,12 +62,12 @@ def test_experts_on_other_ranks_are_passed_over():
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
-def test_nothing_is_as_large_as_tokens_times_experts_times_width(implementation):
+def test_no_tensor_of_tokens_by_experts_by_width(implementation):
     module = sparse_mlp(implementation, num_local_experts=16, mlp_type="glu")
     states = random_states(2, 512, dtype=torch.float32).requires_grad_()
     with LargestTensor() as watch:
         module(states).square().sum().backward()
-    assert watch.elements <= 1024 * CHOSEN * 2 * INNER  # gate and up, of the chosen
+    assert watch.elements <= 1024 * CHOSEN * 2 * INNER  # gate and up of the chosen experts
     assert watch.elements < 1024 * 16 * WIDTH
 
 
@@ -86,7 +86,7 @@ def test_autocast_multiplies_in_bfloat16():
 
 @pytest.mark.parametrize("variant", ["mixtral", "gpt_oss", "deepseek"])
 def test_a_compiled_training_step(variant):
-    """In one graph, although eager experts ask how many tokens each of them gets."""
+    """One graph: the compiled model runs grouped_mm, because eager experts read token counts on the host."""
     model, ids = make_model(variant).train(), random_ids(2, 9)
     expected = model(ids, labels=ids).loss
     expected.backward()
@@ -105,7 +105,7 @@ def test_a_compiled_training_step(variant):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("variant", ["mixtral", "gpt_oss"])
 def test_lora_on_experts(variant, implementation, tmp_path):
-    """By `target_parameters`, as for every model with fused experts: learns, loads again, and merges."""
+    """LoRA by `target_parameters`, as for every model with fused experts: trains, saves, loads and merges."""
     model, ids = make_model(variant), random_ids(2, 9)
     model.set_experts_implementation(implementation)
     before = model(ids).logits

@@ -1,4 +1,4 @@
-"""Large activations, which are not kept for the backward pass but computed once more."""
+"""Recomputation: large activations are not saved for backward."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def gradients(model, ids, autocast=False):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("variant", DENSE)
-def test_gradients_do_not_change(variant, autocast, monkeypatch):
+def test_recomputation_does_not_change_gradients(variant, autocast, monkeypatch):
     model, ids = make_model(variant).train(), random_ids(2, 9)
     expected = gradients(model, ids, autocast)
     monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
@@ -32,7 +32,7 @@ def test_gradients_do_not_change(variant, autocast, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["frozen_down", "frozen_up", "lora", "checkpointing"])
-def test_whatever_is_trained(change, monkeypatch):
+def test_recomputation_with_frozen_layers_lora_and_checkpointing(change, monkeypatch):
     model, ids = make_model(mlp_type="glu", hidden_act="silu").train(), random_ids(2, 9)
     for layer in model.model.layers if change.startswith("frozen") else ():
         getattr(layer.mlp, change.removeprefix("frozen_") + "_proj").requires_grad_(False)
@@ -48,23 +48,23 @@ def test_whatever_is_trained(change, monkeypatch):
 
 
 @pytest.mark.parametrize("mlp_type", ["mlp", "glu", "clamped_glu"])
-def test_only_what_enters_is_kept(mlp_type, monkeypatch):
+def test_only_the_inputs_are_saved_for_backward(mlp_type, monkeypatch):
     model = make_model(mlp_type=mlp_type).train()
     mlp, states = model.model.layers[0].mlp, torch.randn(1, 5, 32, requires_grad=True)
 
-    def bytes_kept():
-        kept = {}
+    def bytes_saved():
+        saved = {}
 
-        def keep(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        def save(tensor):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             output = mlp(states)
         assert output.requires_grad
         weights = {parameter.untyped_storage().data_ptr() for parameter in mlp.parameters()}
-        return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+        return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in weights)
 
-    assert bytes_kept() >= 4 * 5 * (32 + 2 * 128)
+    assert bytes_saved() >= 4 * 5 * (32 + 2 * 128)
     monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
-    assert bytes_kept() <= 4 * 5 * (32 + (1 if mlp_type == "mlp" else 2) * 128)
+    assert bytes_saved() <= 4 * 5 * (32 + (1 if mlp_type == "mlp" else 2) * 128)

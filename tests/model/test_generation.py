@@ -1,4 +1,4 @@
-"""generate(), unchanged: every way of decoding, every cache, on every variant."""
+"""generate(): every way of decoding, every cache, on every variant."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_greedy(variant, implementation, cache):
     assert torch.equal(model.generate(ids, **GREEDY, **options), without_cache(model, ids))
 
 
-def test_left_padded_rows_write_what_they_write_alone(model):
+def test_left_padded_rows_equal_single_prompts(model):
     prompts = [random_ids(1, length, seed=length) for length in (2, 5, 7)]
     ids, mask = torch.zeros(3, 7, dtype=torch.long), torch.zeros(3, 7, dtype=torch.long)
     for row, prompt in enumerate(prompts):
@@ -68,15 +68,15 @@ def test_beam_search(model, sample):
     assert outputs.sequences.shape == (4, 10)
     if sample:
         return
-    # The score of a beam is the log-probability of what it wrote: reordering of the cache kept the right past.
+    # The score of a beam is the log-probability of its tokens only if the cache was reordered correctly.
     logits = model(outputs.sequences).logits.log_softmax(-1)
     written = logits[:, 3:-1].gather(-1, outputs.sequences[:, 4:, None]).sum((1, 2))
     assert torch.allclose(written, outputs.sequences_scores, atol=1e-4)
 
 
-def test_assisted_decoding_writes_what_greedy_decoding_writes(model, variant):
+def test_assisted_decoding_equals_greedy_decoding(model, variant):
     assistant = make_model(variant, num_hidden_layers=2)
-    with torch.no_grad():  # a draft that is right now and then
+    with torch.no_grad():  # its drafts are sometimes right
         for parameter in assistant.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     ids = random_ids(1, 6)
@@ -85,7 +85,7 @@ def test_assisted_decoding_writes_what_greedy_decoding_writes(model, variant):
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **GREEDY), expected)
 
 
-def test_the_first_layers_can_draft(model):
+def test_early_exit_decoding_equals_greedy_decoding(model):
     ids = random_ids(1, 6)
     expected = model.generate(ids, **GREEDY)
     assert torch.equal(model.generate(ids, assistant_early_exit=1, **GREEDY), expected)
@@ -96,7 +96,7 @@ def test_continues_from_a_cache(model):
     whole = model.generate(ids, **{**GREEDY, "max_new_tokens": 10})
     cache = DynamicCache(config=model.config)
     half = model.generate(ids, past_key_values=cache, **{**GREEDY, "max_new_tokens": 4})
-    mask = torch.ones_like(half)  # the padding token may have been written
+    mask = torch.ones_like(half)  # the padding token may have been generated
     options = GREEDY | {"max_new_tokens": 6, "attention_mask": mask}
     assert torch.equal(model.generate(half, past_key_values=cache, **options), whole)
 
@@ -109,8 +109,8 @@ def test_generates_from_embeddings(model):
     assert torch.equal(model.generate(inputs_embeds=embeds, cache_implementation="static", **GREEDY), expected)
 
 
-def test_long_prompts_are_read_in_parts(model, monkeypatch):
-    """Unasked, with what one reading writes; rows with padding as well."""
+def test_long_prompts_are_prefilled_in_chunks(model, monkeypatch):
+    """By default, and with the tokens of one prefill, also for padded rows."""
     ids, mask = random_ids(2, 21), torch.ones(2, 21, dtype=torch.long)
     mask[0, :6] = 0
     expected = model.generate(ids, attention_mask=mask, **GREEDY)
@@ -128,7 +128,7 @@ def test_long_prompts_are_read_in_parts(model, monkeypatch):
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_what_rotates_by_length_reads_prompts_whole(rope_type, monkeypatch):
+def test_length_dependent_rope_prefills_in_one_pass(rope_type, monkeypatch):
     config = extended_config(make_model(max_position_embeddings=16).config, 64, rope_type)
     model, lengths = GPTForCausalLM(config).eval(), []
     model.model.register_forward_pre_hook(
@@ -140,7 +140,7 @@ def test_what_rotates_by_length_reads_prompts_whole(rope_type, monkeypatch):
 
 
 def test_bfloat16_decodes_with_packed_weights(variant, monkeypatch):
-    """For the length of the call, and with the logits of plain ones."""
+    """Only during the call, with the logits of plain weights."""
     model, ids = make_model(variant).to(torch.bfloat16), random_ids(2, 5)
     options = GREEDY | {"max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
     expected = model.generate(ids, **options).logits[0]
@@ -158,7 +158,7 @@ plain = PackedWeights.__init__
 
 
 class Letters:
-    """As much of a tokenizer as a streamer needs."""
+    """The part of a tokenizer that a streamer needs."""
 
     def decode(self, ids, **_):
         return "".join(chr(40 + int(token)) + " " for token in ids)
@@ -175,7 +175,7 @@ def test_streams_every_token(streamer_class, capsys):
 
 @pytest.mark.parametrize("variant", FLASH)
 def test_generate_batch(variant):
-    """Continuous batching: every request gets what generate() gives it."""
+    """Continuous batching equals generate() for each request."""
     model = make_model(variant)
     prompts = [random_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 5)]
     expected = [model.generate(torch.tensor([p]), **GREEDY)[0, len(p) :].tolist() for p in prompts]
@@ -185,19 +185,19 @@ def test_generate_batch(variant):
 
 def generate_batch(model, prompts):
     settings = GenerationConfig(**GREEDY, eos_token_id=-1)
-    small = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64)  # else most of the memory
+    small = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64)  # the default takes most of the memory
     outputs = model.generate_batch(prompts, settings, small, progress_bar=False).values()
     in_order = sorted(outputs, key=lambda output: int(output.request_id.removeprefix("req_")))
     return [output.generated_tokens for output in in_order]
 
 
-def test_generate_batch_never_drops_sinks():
+def test_generate_batch_with_sinks_in_sdpa_raises():
     with pytest.raises(ValueError, match="attention_sinks"):
         generate_batch(make_model("gpt_oss", attention="sdpa"), [[5, 6, 7]])
 
 
 @pytest.mark.parametrize("variant", sorted(set(VARIANTS) - set(FLASH)))
-def test_generate_batch_knows_no_sparse_layers(variant):
+def test_generate_batch_with_strided_or_fixed_layers_raises(variant):
     with pytest.raises(ValueError, match=r"layers.*choose sdpa, eager or flex_attention"):
         generate_batch(make_model(variant), [[5, 6, 7]])
 
@@ -210,8 +210,8 @@ def test_stops_at_the_end_of_text():
     assert stopped == written[: written.index(stop) + 1]
 
 
-def test_generation_compiles():
-    """The static cache lets generate() compile the decoding step as one graph."""
+def test_compiled_generation():
+    """With a static cache the decoding step compiles as one graph."""
     model, ids = make_model(), random_ids(1, 5)
     expected = model.generate(ids, **GREEDY)
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Which attention and experts implementations a model may run with, and which it runs with by default."""
+"""Which attention and experts implementations a model accepts, and its defaults."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ SPARSE = {"attention_patterns": ["strided", "fixed"], "attention_stride": 4, "at
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|eager", "paged|sdpa"])
-def test_what_knows_no_sparse_layers_is_refused(implementation):
+def test_strided_and_fixed_layers_reject_other_implementations(implementation):
     with pytest.raises(ValueError, match=r"strided or fixed layers.*choose sdpa, eager or flex_attention"):
         make_model(**SPARSE, attention=implementation)
     with pytest.raises(ValueError, match="strided or fixed layers"):
@@ -16,14 +16,14 @@ def test_what_knows_no_sparse_layers_is_refused(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "paged|sdpa"])
-def test_sinks_are_never_dropped_in_silence(implementation):
+def test_sinks_reject_implementations_without_them(implementation):
     assert make_model("gpt_oss").config._attn_implementation == "sdpa"
     with pytest.raises(ValueError, match=r"attention_sinks.*choose sdpa"):
         make_model("gpt_oss", attention=implementation)
 
 
-def test_the_default_implementation_is_the_fastest(monkeypatch):
-    """Ours on a CPU; grouped_mm on an accelerator, which refuses odd widths."""
+def test_default_experts_implementation(monkeypatch):
+    """Eager experts on a CPU; on an accelerator grouped_mm, if the widths are multiples of 8."""
     assert make_model("mixtral").config._experts_implementation == "eager"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     even, odd = make_model("mixtral"), make_model("mixtral", moe_intermediate_size=23)

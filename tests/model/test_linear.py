@@ -1,3 +1,5 @@
+"""The linear layer against nn.Linear: outputs, gradients, packed weights and autocast."""
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ def layers(bias=True):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_layer_of_pytorch(shape, bias):
+def test_equals_nn_linear(shape, bias):
     ours, theirs = layers(bias)
     states = torch.randn(shape)
     with torch.no_grad():
@@ -26,7 +28,7 @@ def test_equals_the_layer_of_pytorch(shape, bias):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_are_left_to_pytorch(dtype):
+def test_other_dtypes_fall_back_to_pytorch(dtype):
     ours, theirs = (layer.to(dtype) for layer in layers())
     states = torch.randn(3, 24, dtype=dtype)
     with torch.no_grad():
@@ -38,7 +40,7 @@ def test_other_dtypes_are_left_to_pytorch(dtype):
 )
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_are_those_of_pytorch(dtype, tolerance, autocast, bias):
+def test_gradients_equal_those_of_nn_linear(dtype, tolerance, autocast, bias):
     ours, theirs = (layer.to(dtype) for layer in layers(bias))
     given = torch.randn(2, 5, 24, dtype=dtype)
     gradients = []
@@ -67,8 +69,8 @@ def test_second_gradients():
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2])
-def test_layers_together_are_the_layers_one_by_one(needed):
-    """Of different widths, with and without bias, and with a frozen one among them."""
+def test_project_together_equals_separate_layers(needed):
+    """The layers have different widths; one of them is frozen."""
     three = [Linear(24, width, bias=bias) for width, bias in ((12, True), (6, True), (18, True))]
     three[needed].requires_grad_(False)
     states = torch.randn(2, 3, 24)
@@ -86,7 +88,7 @@ def test_layers_together_are_the_layers_one_by_one(needed):
         assert actual is None or torch.allclose(actual, parameter.grad, atol=1e-5)
 
 
-def test_what_is_wrapped_round_a_layer_runs():
+def test_project_together_runs_hooks():
     seen = []
     three = [Linear(24, 8) for _ in range(3)]
     three[1].register_forward_hook(lambda *_: seen.append(True))
@@ -95,7 +97,7 @@ def test_what_is_wrapped_round_a_layer_runs():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
-def test_packed_weights_are_the_weights(rows):
+def test_packed_weights_equal_plain_weights(rows):
     three = [Linear(48, width).to(torch.bfloat16) for width in (32, 16, 64)]
     states = torch.randn(rows, 1, 48, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -106,7 +108,7 @@ def test_packed_weights_are_the_weights(rows):
                 for actual, plain in zip(project_together(states, *three), expected, strict=True):
                     assert torch.allclose(actual, plain, atol=2e-2)
             assert torch.allclose(three[0](states), expected[0], atol=2e-2)
-            assert len(PACKED.get().kept) == 2  # all together, and the first alone
+            assert len(PACKED.get().kept) == 2  # the three layers together, and the first alone
         finally:
             PACKED.reset(token)
 
@@ -119,8 +121,8 @@ def test_packed_weights_have_a_limit(monkeypatch):
     assert packed.of((first, None)) is not None
 
 
-def test_packed_weights_are_never_those_of_another():
-    """Weights that come and go, as offloading has them."""
+def test_packed_weights_belong_to_their_source():
+    """Weights are freed and allocated anew, as under offloading."""
     packed, states = PackedWeights(), torch.randn(1, 8).bfloat16()
     with torch.no_grad():
         for _ in range(20):
@@ -131,22 +133,22 @@ def test_packed_weights_are_never_those_of_another():
             del weight
 
 
-def test_layers_with_and_without_bias_are_asked_one_by_one():
+def test_project_together_with_and_without_bias():
     three = [Linear(24, 8, bias=bias) for bias in (False, True, True)]
     states = torch.randn(2, 24)
     for actual, layer in zip(project_together(states, *three), three, strict=True):
         assert torch.allclose(actual, nn.functional.linear(states, layer.weight, layer.bias), atol=1e-6)
 
 
-def test_onednn_is_what_it_runs():
-    """Otherwise the layer would be a nn.Linear, and decoding slow, without a sign."""
+def test_runs_onednn():
+    """A silent fallback to nn.Linear would slow down decoding."""
     ours, _ = layers()
     with torch.no_grad(), torch.profiler.profile() as profile:
         ours(torch.randn(1, 24))
     assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
 
 
-def test_autocast_is_obeyed():
+def test_autocast():
     ours, theirs = layers()
     states = torch.randn(3, 24)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

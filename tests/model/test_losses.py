@@ -1,4 +1,4 @@
-"""The loss without the logits, against the loss of the logits in float64: every term, label, head and precision."""
+"""The language-model loss in chunks, against that of all logits in float64: each term, label, head and precision."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ TERMS = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks, of several parts, the last of them smaller."""
+    """Sets sizes that make several chunks of several parts, with a smaller last one."""
     monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 7 * VOCABULARY * 8)
     monkeypatch.setattr(losses, "CACHED_ROWS", 3)
     monkeypatch.setattr(losses, "ADDED_ROWS", 40)
@@ -44,7 +44,7 @@ def some_labels(ignored=True):
 
 
 def definition(head, states, labels, terms, num_items=None, shift_labels=None):
-    """From all logits, by the formulas."""
+    """Returns the loss of all logits by its formulas, in float64."""
     logits = nn.functional.linear(states, head.weight, head.bias)
     targets = shift_labels if shift_labels is not None else labels[:, 1:]
     logits = (logits if shift_labels is not None else logits[:, :-1]).flatten(0, 1).double()
@@ -87,7 +87,7 @@ def test_equals_the_definition(terms, bias, ignored, num_items, dtype, tolerance
 
 
 class Wrapped(nn.Module):
-    """A head that is no plain linear layer."""
+    """A head that is no linear layer itself."""
 
     def __init__(self, head):
         super().__init__()
@@ -104,7 +104,7 @@ def hooked(head):
 
 @pytest.mark.parametrize("wrap", [Wrapped, hooked, torch.compile], ids=["wrapped", "hooked", "compiled"])
 @pytest.mark.parametrize("terms", TERMS)
-def test_any_head(wrap, terms):
+def test_other_heads_equal_the_definition(wrap, terms):
     head, states = head_and_states()
     states.requires_grad_()
     labels = some_labels()
@@ -129,7 +129,7 @@ def test_shifted_labels_and_another_ignore_index():
 
 
 @pytest.mark.parametrize("frozen", ["states", "weight", "bias"])
-def test_what_needs_no_gradient_gets_none(frozen):
+def test_frozen_inputs_get_no_gradient(frozen):
     head, states = head_and_states()
     states.requires_grad_(frozen != "states")
     if frozen != "states":
@@ -140,7 +140,7 @@ def test_what_needs_no_gradient_gets_none(frozen):
     assert_close(torch.autograd.grad(actual, learns), torch.autograd.grad(expected, learns), 1e-12)
 
 
-def test_backward_twice_and_by_another_gradient():
+def test_backward_twice_and_with_another_gradient():
     head, states = head_and_states()
     states.requires_grad_()
     loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
@@ -151,7 +151,7 @@ def test_backward_twice_and_by_another_gradient():
 
 
 def test_autocast_is_as_close_as_full_logits():
-    """Rounded logits and products, exact sums: the distance from float64 is that of bfloat16 logits."""
+    """Logits and products are rounded, sums are float32: the error is at most twice that of full bfloat16 logits."""
     head, states = head_and_states(torch.float32)
     states.requires_grad_()
     exact = gradients(definition(head, states, some_labels(), Terms()), head, states)
@@ -169,7 +169,7 @@ def test_autocast_is_as_close_as_full_logits():
 
 
 def test_extreme_logits():
-    """Probabilities that vanish in float32 have a finite loss."""
+    """Probabilities below the smallest float32 have a finite loss."""
     head, states = head_and_states(torch.float32)
     states = (1e4 * states).requires_grad_()
     loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
@@ -179,7 +179,7 @@ def test_extreme_logits():
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_without_targets_the_mean_is_nan_as_in_the_peer(plain, training):
+def test_mean_without_targets_is_nan_as_in_gpt2(plain, training):
     model = make_model().train(training)
     if not plain:
         hooked(model.lm_head)
@@ -195,7 +195,7 @@ def test_without_targets_the_mean_is_nan_as_in_the_peer(plain, training):
 
 @pytest.mark.parametrize("wrong", [-1, -99, VOCABULARY, 10**6])
 @pytest.mark.parametrize("training", [True, False])
-def test_labels_outside_the_vocabulary(wrong, training):
+def test_labels_outside_the_vocabulary_raise(wrong, training):
     labels = random_ids(1, 6)
     labels[0, 3] = wrong
     with pytest.raises(ValueError, match=rf"labels .*{wrong}.*expected 0 to 98, by vocab_size=99"):
@@ -205,16 +205,16 @@ def test_labels_outside_the_vocabulary(wrong, training):
 # --- in the model -----------------------------------------------------------------------------------------------------
 
 
-def test_logits_exist_when_somebody_asks(variant):
+def test_logits_are_skipped_in_training_by_default(variant):
     model, ids = make_model(variant), random_ids(2, 9)
     evaluated = model(ids, labels=ids)
     assert evaluated.logits.shape == (2, 9, 99)
     assert model(ids, labels=ids, skip_logits=True).logits is None
     trained = model.train()(ids, labels=ids)
-    asked = model(ids, labels=ids, skip_logits=False)
+    with_logits = model(ids, labels=ids, skip_logits=False)
     assert trained.logits is None
-    assert asked.logits.shape == (2, 9, 99)
-    assert torch.allclose(trained.loss, asked.loss, rtol=1e-6)
+    assert with_logits.logits.shape == (2, 9, 99)
+    assert torch.allclose(trained.loss, with_logits.loss, rtol=1e-6)
     if model.config.num_local_experts is None:
         assert torch.allclose(trained.loss, evaluated.loss, rtol=1e-6)
     with pytest.raises(ValueError, match="skip_logits=True without labels"):
@@ -227,7 +227,7 @@ def expected_loss(model, ids):
 
 
 @pytest.mark.parametrize("change", ["loss_function", "lora", "resized", "head_bias", "untied", "checkpointing"])
-def test_every_way_to_train_has_one_loss(change):
+def test_the_loss_of_other_ways_to_train(change):
     fields = {"head_bias": {"lm_head_bias": True}, "untied": {"tie_word_embeddings": False}}.get(change, {})
     model, ids = make_model(**fields).train(), random_ids(2, 9)
     expected = expected_loss(model, ids)
@@ -248,7 +248,7 @@ def test_every_way_to_train_has_one_loss(change):
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_terms_count_in_training_alone():
+def test_smoothing_and_z_loss_apply_only_in_training():
     fields = {"label_smoothing": 0.1, "lm_z_loss_coef": 0.01}
     model, ids = make_model(**fields), random_ids(2, 9)
     states = model.model(ids).last_hidden_state
@@ -258,7 +258,7 @@ def test_terms_count_in_training_alone():
         assert_close([model.train()(ids, labels=ids, **options).loss], [expected], 1e-5)
 
 
-def test_the_compiled_step_is_the_step():
+def test_compiled_step_equals_eager_step():
     model, ids = make_model().train(), random_ids(2, 9)
     model(ids, labels=ids).loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -269,7 +269,7 @@ def test_the_compiled_step_is_the_step():
         assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_inside_a_checkpoint():
+def test_loss_inside_activation_checkpointing():
     head, states = head_and_states()
     states.requires_grad_()
 
@@ -281,7 +281,7 @@ def test_inside_a_checkpoint():
 
 
 def test_memory_does_not_grow_with_the_logits(monkeypatch):
-    """No tensor of tokens by vocabulary is ever made."""
+    """No tensor has (tokens x vocabulary) elements."""
     monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 16 * 99 * 4)
     model, ids = make_model().train(), random_ids(4, 60)
     with torch.profiler.profile(record_shapes=True) as profile:

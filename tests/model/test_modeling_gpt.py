@@ -1,3 +1,5 @@
+"""The decoder and its heads: inputs, outputs, gradients, initial weights, compilation and export."""
+
 import math
 import warnings
 
@@ -18,13 +20,13 @@ HEADS = [GPTForSequenceClassification, GPTForTokenClassification, GPTForQuestion
 
 
 @pytest.mark.parametrize("inputs", [{}, {"input_ids": random_ids(1, 3), "inputs_embeds": torch.zeros(1, 3, 32)}])
-def test_refuses_both_or_neither_input(inputs):
+def test_both_or_neither_input_raises(inputs):
     with pytest.raises(ValueError, match="expected exactly one of input_ids and inputs_embeds"):
         make_model()(**inputs)
 
 
 @pytest.mark.parametrize("token", [-1, TINY["vocab_size"]])
-def test_refuses_token_ids_outside_the_vocabulary(token):
+def test_token_ids_outside_the_vocabulary_raise(token):
     with pytest.raises(ValueError, match=r"input_ids from .*: expected 0 to 98, by vocab_size=99"):
         make_model()(torch.tensor([[5, token]]))
 
@@ -73,8 +75,8 @@ def test_tied_weights_are_one_tensor():
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
-def test_residual_projections_start_smaller():
-    """GPT-2, section 2.3: by 1 / sqrt(N) for N residual layers, two in each block."""
+def test_initial_weights_of_residual_projections():
+    """Scaled by 1 / sqrt(N) for N residual layers, two in each block (GPT-2, section 2.3)."""
     model = make_model("llama", hidden_size=256, num_hidden_layers=4, initializer_range=0.02)
     expected = {"o_proj": 0.02 / math.sqrt(8), "down_proj": 0.02 / math.sqrt(8)}
     for name, module in model.named_modules():
@@ -85,7 +87,7 @@ def test_residual_projections_start_smaller():
 
 @pytest.mark.parametrize("field", ["embedding_dropout", "residual_dropout", "attention_dropout"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_dropout_acts_in_training_alone(field, attention):
+def test_dropout_applies_only_in_training(field, attention):
     model, ids = make_model(attention=attention, **{field: 0.5}), random_ids(1, 8)
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert torch.equal(model(ids).logits, make_model(attention=attention)(ids).logits)
@@ -94,7 +96,7 @@ def test_dropout_acts_in_training_alone(field, attention):
 
 
 @pytest.mark.parametrize("model_class", HEADS)
-def test_classifier_dropout_acts_in_training_alone(model_class):
+def test_classifier_dropout_applies_only_in_training(model_class):
     model = make_model(model_class=model_class, classifier_dropout=0.5, pad_token_id=0)
     ids = random_ids(1, 2, 8) if model_class is GPTForMultipleChoice else random_ids(1, 8)
     assert torch.equal(model(ids)[0], model(ids)[0])
@@ -102,7 +104,7 @@ def test_classifier_dropout_acts_in_training_alone(model_class):
     assert not all(torch.equal(model(ids)[0], model(ids)[0]) for _ in range(5))
 
 
-def test_no_dropout_is_no_layer():
+def test_dropout_of_0_adds_no_module():
     assert not [module for module in make_model().modules() if isinstance(module, nn.Dropout)]
 
 
@@ -147,7 +149,7 @@ def test_compiles_as_one_graph(variant):
 
 
 @pytest.mark.parametrize("variant", ["banded", "strided", "fixed"])
-def test_a_compiled_model_reads_other_lengths(variant):
+def test_a_compiled_model_accepts_other_lengths(variant):
     model = make_model(variant)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -172,7 +174,7 @@ def test_exports(variant):
 def test_half_precision_is_close(variant):
     config, ids = make_config(variant), random_ids(2, 8)
     everyone = {} if config.num_local_experts is None else {"num_experts_per_tok": config.num_local_experts}
-    model = make_model(variant, **everyone)  # rounding may turn a choice of experts
+    model = make_model(variant, **everyone)  # all experts are chosen, because rounding may change a choice
     expected = model(ids).logits
     actual = model.to(torch.bfloat16)(ids).logits.float()
     assert (actual - expected).norm() < 0.05 * expected.norm()
@@ -208,7 +210,7 @@ def test_heads_learn(model_class, variant):
 @pytest.mark.parametrize("model_class", [GPTForSequenceClassification, GPTForMultipleChoice])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_pooling_finds_the_last_token(model_class, side):
-    """By the mask, or else by the padding token: a padded row has the scores of the row alone."""
+    """By the attention mask or the padding token: a padded row has the scores of the row alone."""
     model = make_model(model_class=model_class, pad_token_id=0)
     ids = random_ids(2, 7)
     cut = slice(0, 3) if side == "left" else slice(-3, None)
@@ -220,11 +222,11 @@ def test_pooling_finds_the_last_token(model_class, side):
     expected = model(alone).logits.flatten()
     size = expected.numel()
     assert torch.allclose(model(ids, attention_mask=mask).logits.flatten()[:size], expected, atol=1e-5)
-    if side == "right":  # without a mask nothing hides padding before the tokens
+    if side == "right":  # left padding is visible without a mask
         assert torch.allclose(model(ids).logits.flatten()[:size], expected, atol=1e-5)
 
 
-def test_pooling_refuses_to_guess():
+def test_pooling_several_rows_without_mask_raises():
     model = make_model(model_class=GPTForSequenceClassification)
     model(random_ids(1, 4))
     with pytest.raises(ValueError, match="nothing that tells their padding"):
@@ -248,13 +250,13 @@ def test_problem_types(problem, labels):
     assert model.config.problem_type == problem
 
 
-def test_a_model_without_tokens_is_refused():
+def test_empty_input_raises():
     with pytest.raises(ValueError, match=r"inputs of shape \(2, 0\): expected at least one token"):
         make_model("mixtral")(torch.zeros(2, 0, dtype=torch.long))
 
 
 def test_initial_weights_of_experts():
-    """Residual projections smaller, biases zero, also of experts."""
+    """Residual projections are scaled, and biases zero, as in dense layers."""
     model = make_model("gpt_oss", hidden_size=64, num_hidden_layers=2, initializer_range=0.02)
     experts = model.model.layers[0].mlp.experts
     assert abs(experts.gate_up_proj.std().item() / 0.02 - 1) < 0.05

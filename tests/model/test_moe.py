@@ -24,7 +24,7 @@ def test_routing_equals_the_definition(implementation, function, norm, rate):
     assert_equals_the_definition(module, 1e-5, torch.float32)
 
 
-def test_shared_experts_are_one_layer_beside_the_chosen():
+def test_shared_experts_are_added_to_the_chosen_ones():
     module, states = sparse_mlp(num_shared_experts=2), random_states(2, 4, dtype=torch.float32)
     assert isinstance(module, SharedSparseMLP)
     assert module.shared_experts.up_proj.weight.shape == (2 * INNER, WIDTH)
@@ -49,7 +49,7 @@ def test_shared_experts_are_one_layer_beside_the_chosen():
     ],
     ids=["deepseek_v3", "olmoe"],
 )
-def test_routers_equal_the_native_ones(native_class, native_config, fields):
+def test_routers_equal_the_native_classes(native_class, native_config, fields):
     native = native_class(native_config)
     for tensor in native.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)))
@@ -62,14 +62,14 @@ def test_routers_equal_the_native_ones(native_class, native_config, fields):
     assert torch.allclose(dense.scatter(1, our_indices, our_shares), dense.scatter(1, indices, shares), atol=1e-5)
 
 
-def test_jitter_acts_in_training_alone():
+def test_jitter_applies_only_in_training():
     module, states = sparse_mlp(router_jitter_noise=0.5), torch.randn(1, 4, WIDTH)
     assert torch.equal(module(states), module(states))
     module.train()
     assert not torch.equal(module(states), module(states))
 
 
-def test_lora_on_all_linear_layers_leaves_the_router_alone():
+def test_lora_on_all_linear_layers_skips_the_router():
     model, ids = make_model("mixtral"), random_ids(2, 9)
     before = model(ids).logits
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -77,8 +77,8 @@ def test_lora_on_all_linear_layers_leaves_the_router_alone():
     assert not any("router.lora" in name for name, _ in tuned.named_parameters())
 
 
-def test_a_router_that_is_saved_beside_an_adapter():
-    """PEFT trains a copy of it; the load is counted there, and its bias moves."""
+def test_a_router_saved_with_an_adapter():
+    """PEFT trains a copy of the router; the load is counted in the copy, and its bias moves."""
     model, ids = make_model("deepseek", router_bias_update_rate=0.25), random_ids(2, 9)
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["router"], task_type="CAUSAL_LM")
     tuned = get_peft_model(model, config).train()

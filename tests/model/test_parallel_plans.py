@@ -1,4 +1,4 @@
-"""Two processes on gloo, every way to split a model over them: the loss and gradients of one process."""
+"""Every parallel layout on two gloo processes has the loss and gradients of one process; the plans name real parts."""
 
 import socket
 
@@ -20,7 +20,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_layout_trains_as_one_process(variant, tmp_path):
+def test_every_layout_equals_one_process(variant, tmp_path):
     if ALL_PARALLEL_STYLES is None and variant != "llama":
         pytest.skip("transformers 5.17 cannot split experts")
     model = make_model(variant, **VARIANTS[variant], vocab_size=100)
@@ -39,7 +39,7 @@ def test_every_layout_trains_as_one_process(variant, tmp_path):
         for name, expected in expected_gradients.items():
             assert (gradients[name] - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-7, (layout, name)
         assert counts.keys() == expected_counts.keys(), layout
-        for name, expected in expected_counts.items():  # of the whole batch; ratios count
+        for name, expected in expected_counts.items():  # of the whole batch; only the ratios matter
             assert torch.allclose(counts[name] / counts[name].sum(), expected / expected.sum()), (layout, name)
         if layout != "data":
             saved = GPTForCausalLM.from_pretrained(tmp_path / layout).state_dict()

@@ -1,4 +1,4 @@
-"""Random configurations: each is refused by name, or builds, learns, saves, loads and writes."""
+"""Random configurations: each raises an error that names a field, or trains, saves, loads and generates."""
 
 import re
 import tempfile
@@ -17,7 +17,7 @@ probabilities = st.sampled_from([0.0, 0.1])
 
 @st.composite
 def rope_parameters(draw, head_dim: int) -> dict:
-    """What each type needs, for heads of `head_dim`."""
+    """Draws the parameters that each RoPE type needs, for heads of `head_dim`."""
     rope_type = draw(st.sampled_from(ROPE_TYPES))
     portion = draw(st.sampled_from([0.5, 1.0]))
     rope = {"rope_type": rope_type, "rope_theta": draw(st.sampled_from([100.0, 10_000.0]))}
@@ -36,7 +36,7 @@ def rope_parameters(draw, head_dim: int) -> dict:
 
 @st.composite
 def configurations(draw) -> dict:
-    """Mostly valid ones: a draw now and then makes no sense, and must be refused."""
+    """Draws mostly valid configurations; an invalid one must raise."""
     heads, layers = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3]))
     head_dim = draw(st.sampled_from([4, 8]))
     patterns = draw(st.none() | st.lists(st.sampled_from(list(LAYER_TYPES)), min_size=layers, max_size=layers))
@@ -98,7 +98,7 @@ def configurations(draw) -> dict:
 
 @given(fields=configurations(), implementation=st.sampled_from(["eager", None]))
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_a_configuration_is_refused_by_name_or_works(fields, implementation):
+def test_a_configuration_works_or_the_error_names_a_field(fields, implementation):
     try:
         config = GPTConfig(**fields)
     except ValueError as error:

@@ -18,7 +18,7 @@ SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 6
 
 
 def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
-    """A layer, and the very matrix that it stands for, (out, in), in float64."""
+    """Returns a quantized layer, and its weight as an (out, in) matrix in float64."""
     torch.manual_seed(0)
     layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
     layer.weight = torch.nn.Parameter(SCHEMES[scheme].quantize(layer.weight, group_size, "layer"), requires_grad=False)
@@ -28,7 +28,7 @@ def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("outputs", "bias"), [(99, True), (64, False), (16, True)])
-def test_a_layer_computes_what_its_numbers_say(scheme, shape, outputs, bias):
+def test_layer_equals_its_dequantized_matrix(scheme, shape, outputs, bias):
     layer, matrix = quantized_layer(scheme, outputs, bias)
     states = torch.randn(shape).bfloat16()
     expected = states.double() @ matrix.t() + (layer.bias.double() if bias else 0)
@@ -41,19 +41,19 @@ def test_a_layer_computes_what_its_numbers_say(scheme, shape, outputs, bias):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_layer_is_exact_in_float32(scheme):
+def test_layer_is_exact_in_float32(scheme):
     layer, matrix = quantized_layer(scheme)
     layer.bias.data = layer.bias.data.float()
     states = torch.randn(5, 64)
     expected = states.double() @ matrix.t() + layer.bias.double()
     with torch.no_grad():
-        # torchao multiplies by int8 numbers as they are; the scales of int4 are of the weight's dtype
+        # torchao does not round int8 products; int4 scales are bfloat16
         assert torch.allclose(layer(states).double(), expected, atol={"int8": 1e-5, "int4": 0.02}[scheme])
 
 
 @pytest.mark.parametrize("inputs", [8, 24, 40])
-def test_a_width_that_the_kernel_has_not(inputs):
-    """Its rows would not be aligned: the kernel would crash, or compute something else."""
+def test_int8_width_without_alignment_falls_back(inputs):
+    """The kernel needs aligned rows: otherwise it crashes or returns wrong values."""
     weight = torch.nn.Parameter(SCHEMES["int8"].quantize(torch.randn(9, inputs)), requires_grad=False)
     states = torch.randn(1, inputs).bfloat16()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_a_width_that_the_kernel_has_not(inputs):
 
 
 @pytest.mark.parametrize("offset", [1, 8, 16])
-def test_numbers_that_a_file_has_put_anywhere(offset):
+def test_unaligned_int8_storage(offset):
     weight = SCHEMES["int8"].quantize(torch.randn(9, 32))
     place = torch.empty(9 * 32 + 64, dtype=torch.int8)
     start = -place.data_ptr() % 64 + offset
@@ -74,7 +74,7 @@ def test_numbers_that_a_file_has_put_anywhere(offset):
     assert not weight.qdata.is_inference()
 
 
-def test_two_numbers_in_a_byte():
+def test_pack_and_unpack_int4():
     numbers = torch.randint(-8, 8, (5, 6), dtype=torch.int8)
     assert torch.equal(unpack_int4(pack_int4(numbers)), numbers)
 
@@ -82,15 +82,15 @@ def test_two_numbers_in_a_byte():
 @pytest.mark.parametrize(
     ("scheme", "kernel"), [("int8", "_weight_int8pack_mm"), ("int4", "_weight_int4pack_mm_for_cpu")]
 )
-def test_a_few_rows_take_the_kernel(scheme, kernel):
-    """Otherwise decoding would be slow, without a sign."""
+def test_few_rows_run_the_kernel(scheme, kernel):
+    """A silent fallback would slow down decoding."""
     layer, _ = quantized_layer(scheme)
     assert f"aten::{kernel}" in kernels_of(lambda: layer(torch.randn(1, 64).bfloat16()))
     many = torch.randn(MANY_ROWS[scheme], 64).bfloat16()
     assert f"aten::{kernel}" not in kernels_of(lambda: layer(many))
 
 
-def test_weights_that_are_loaded_in_place_are_packed_anew():
+def test_load_state_dict_discards_packed_weights():
     layer, _ = quantized_layer("int4")
     other = copy.deepcopy(layer)
     other.weight.zero_point.add_(1)
@@ -101,7 +101,7 @@ def test_weights_that_are_loaded_in_place_are_packed_anew():
         assert torch.equal(layer(states), other(states))
 
 
-def test_rows_of_a_table():
+def test_quantized_embedding_equals_its_dequantized_rows():
     torch.manual_seed(0)
     table = Embedding(9, 64).bfloat16()
     plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)

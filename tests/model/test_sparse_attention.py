@@ -1,4 +1,4 @@
-"""The pieces of every pattern against the definition, in float64 and float32, forward and backward."""
+"""Attention by pieces against the definition, forward and backward, in float64, float32 and bfloat16."""
 
 import math
 
@@ -13,7 +13,7 @@ from tiny import PATTERN_SIZES, make_model, random_ids, sparse_config
 from hf_gpt.model.attention_patterns import build_pattern
 from hf_gpt.model.sparse_attention import Kernels, Plain, Span, UnionAttention, attend_by_pieces, combine
 
-# The same where there are many keys.
+# Sizes for many keys.
 WIDE = {
     "dense": {},
     "banded": {"sliding_window": 32},
@@ -87,7 +87,7 @@ def test_pieces_equal_the_definition(attend, problem):
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
 @pytest.mark.parametrize(("dtype", "forward", "backward"), [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 2e-2, 1e-1)])
 def test_precision(pattern, sinks, dtype, forward, backward):
-    """Against float64, at a length where rounding could add up."""
+    """Compares with float64 at a length at which rounding errors could accumulate."""
     config = sparse_config(pattern, **WIDE[pattern])
     length = 1000
     exact = random_states(1, 4, 2, length, length)
@@ -107,22 +107,22 @@ def test_precision(pattern, sinks, dtype, forward, backward):
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_dropout_drops_probabilities(pattern):
-    """With unit vectors as values the output is the probabilities: each of them zero, or divided by what is kept."""
+def test_dropout_acts_on_probabilities(pattern):
+    """With unit vectors as values the output is the probabilities: each is zero, or divided by 1 - dropout."""
     config, length = sparse_config(pattern), 40
     query, key, _ = random_states(1, 2, 2, length, length)
     value = torch.eye(length, dtype=torch.float64).expand(1, 2, -1, -1)
-    query, key = (nn_pad(states, length) for states in (query, key))
+    query, key = (pad_features(states, length) for states in (query, key))
     jobs = jobs_of(config, pattern, 1, length, length)
-    whole = attend_by_pieces(query, key, value, None, jobs, 0.3)
+    expected = attend_by_pieces(query, key, value, None, jobs, 0.3)
     torch.manual_seed(0)
     dropped = attend_by_pieces(query, key, value, None, jobs, 0.3, dropout=0.25)
     zero = dropped == 0
-    assert torch.allclose(dropped, torch.where(zero, 0.0, whole / 0.75), atol=1e-12)
-    assert abs((zero & (whole > 0)).sum() / (whole > 0).sum() - 0.25) < 0.08
+    assert torch.allclose(dropped, torch.where(zero, 0.0, expected / 0.75), atol=1e-12)
+    assert abs((zero & (expected > 0)).sum() / (expected > 0).sum() - 0.25) < 0.08
 
 
-def nn_pad(states, width):
+def pad_features(states, width):
     return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
 
 
@@ -131,8 +131,8 @@ def nn_pad(states, width):
     ("pattern", "dropout"),
     [(name, dropout) for name in WIDE for dropout in (0.0, 0.1) if (name, dropout) != ("dense", 0.1)],
 )
-def test_nothing_of_length_by_length_is_made(pattern, dropout, side, monkeypatch):
-    monkeypatch.undo()  # the lengths of users
+def test_no_full_matrix_of_scores_is_allocated(pattern, dropout, side, monkeypatch):
+    monkeypatch.undo()  # the real thresholds
     model = make_model(attention_patterns=[pattern] * 2, **WIDE[pattern], attention_dropout=dropout).train()
     length = 2048
     ids = random_ids(1, length)
@@ -147,7 +147,7 @@ def test_nothing_of_length_by_length_is_made(pattern, dropout, side, monkeypatch
     assert largest.elements < length**2 / 2
 
 
-def test_kernels_know_the_log_sum_exp():
+def test_kernels_return_the_log_sum_exp():
     config = sparse_config("strided")
     query, key, value = random_states(1, 4, 4, 50, 50)
     with torch.no_grad():
