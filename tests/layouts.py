@@ -35,12 +35,12 @@ def step(model, ids):
     loss = model(ids, labels=ids).loss
     loss.backward()
     bare = getattr(model, "module", model)
-    gradients = {name: whole(parameter.grad) for name, parameter in bare.named_parameters()}
+    gradients = {name: full_tensor(parameter.grad) for name, parameter in bare.named_parameters()}
     counts = {name: buffer.clone() for name, buffer in bare.named_buffers() if name.endswith("tokens_per_expert")}
     return loss.detach(), gradients, counts
 
 
-def whole(tensor):
+def full_tensor(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -55,7 +55,7 @@ def work(rank, folder, port, variant):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    batch, results, source = random_ids(4, 9), {}, folder / "whole"
+    batch, results, source = random_ids(4, 9), {}, folder / "model"
     for layout in layouts_of(variant):
         sizes, splits_batch = LAYOUTS[layout]
         model = load(source, sizes)

@@ -127,14 +127,14 @@ def test_token_by_token_equals_one_forward_in_flash_attention(kernel_by_definiti
 
 def check_token_by_token(model, mask, cache):
     ids = random_ids(*mask.shape)
-    whole = logits(model, ids, mask)
+    expected = logits(model, ids, mask)
     past = CACHES[cache](model.config)
     steps = [
         logits(model, ids[:, t : t + 1], mask[:, : t + 1], past_key_values=past, use_cache=True)
         for t in range(mask.shape[1])
     ]
     seen = mask.bool()
-    assert torch.allclose(torch.cat(steps, dim=1)[seen], whole[seen], atol=1e-5)
+    assert torch.allclose(torch.cat(steps, dim=1)[seen], expected[seen], atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [2, 4])

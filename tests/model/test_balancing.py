@@ -151,12 +151,12 @@ def test_every_head_adds_the_balancing_losses(head, inputs):
 def test_balancing_losses_under_gradient_accumulation():
     """Micro-batches add up to one batch."""
     model, ids = make_model("mixtral", router_z_loss_coef=0.1).train(), random_ids(2, 8)
-    whole = model(ids, labels=ids)
+    full_batch = model(ids, labels=ids)
     parts = [
         model(row[None], labels=row[None], num_items_in_batch=14) for row in ids
     ]  # the first of 8 tokens is not predicted
     losses = [part.loss - 0.01 * part.aux_loss / 2 for part in parts]  # the aux loss is no sum over tokens
-    assert torch.allclose(sum(losses), whole.loss - 0.01 * whole.aux_loss, rtol=1e-5)
+    assert torch.allclose(sum(losses), full_batch.loss - 0.01 * full_batch.aux_loss, rtol=1e-5)
 
 
 def routers(model):

@@ -23,7 +23,7 @@ def states(length, batch=1, start=0):
     return slots.expand(batch, 1, length)[..., None].clone(), slots.expand(batch, 1, length)[..., None].clone()
 
 
-def kept(layer, row=0):
+def cached_slots(layer, row=0):
     """Returns the slots of the cached tokens."""
     return [
         int(key) for key, position in zip(layer.keys[row, 0, :, 0], layer.positions[row], strict=True) if position >= 0
@@ -44,14 +44,14 @@ def test_fixed_layer_holds_its_own_block_and_the_summaries(chunk):
     layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     for start in range(0, 30, chunk):
         length = min(chunk, 30 - start)
-        before = [] if start == 0 else kept(layer)
+        before = [] if start == 0 else cached_slots(layer)
         keys, _ = layer.update(*states(length, start=start))
         assert keys.flatten().tolist() == [*before, *range(start, start + length)]  # keys are dropped after the update
-        assert kept(layer) == needed(start + length)
+        assert cached_slots(layer) == needed(start + length)
         assert torch.equal(layer.keys, layer.values)
         assert layer.get_seq_length() == start + length
-        kept_keys = layer.keys.shape[2]
-        assert layer.get_mask_sizes(5) == (kept_keys + 5, start + length - kept_keys)
+        cached = layer.keys.shape[2]
+        assert layer.get_mask_sizes(5) == (cached + 5, start + length - cached)
     assert layer.keys.shape[2] == 30 % STRIDE + 30 // STRIDE * SUMMARY
 
 
@@ -65,7 +65,7 @@ def test_padded_rows_have_their_own_blocks():
         layer.expect(positions[:, slot : slot + 1])
         layer.update(*states(1, batch=3, start=slot))
         for row, padding in enumerate(paddings):
-            assert set(needed(slot + 1, padding)) <= set(kept(layer, row))
+            assert set(needed(slot + 1, padding)) <= set(cached_slots(layer, row))
         assert layer.keys.shape[2] == max(len(needed(slot + 1, padding)) for padding in paddings)
 
 
@@ -75,7 +75,7 @@ def test_crop():
     layer.crop(0)
     layer.update(*states(1, start=10))
     layer.crop(-1)
-    assert kept(layer) == needed(10)
+    assert cached_slots(layer) == needed(10)
     assert layer.get_seq_length() == 10
     layer.crop(-2)  # tokens of the unfinished block can be removed
     layer.update(*states(2, start=8))
@@ -86,38 +86,38 @@ def test_crop():
     layer.activate_past_recording()
     layer.update(*states(7, start=10))
     layer.crop(-6)
-    assert kept(layer) == needed(11)
+    assert cached_slots(layer) == needed(11)
     layer.update(*states(5, start=11))
     layer.crop(-4)
-    assert kept(layer) == needed(12)
+    assert cached_slots(layer) == needed(12)
 
 
 def test_rows_are_reordered_repeated_and_selected():
     layer = FixedLayer(Fixed(STRIDE, SUMMARY))
     layer.expect(torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]]))
     layer.update(*states(5, batch=2))
-    first, second = kept(layer, 0), kept(layer, 1)
+    first, second = cached_slots(layer, 0), cached_slots(layer, 1)
     layer.reorder_cache(torch.tensor([1, 0]))
-    assert [kept(layer, row) for row in range(2)] == [second, first]
+    assert [cached_slots(layer, row) for row in range(2)] == [second, first]
     layer.batch_repeat_interleave(2)
-    assert [kept(layer, row) for row in range(4)] == [second, second, first, first]
+    assert [cached_slots(layer, row) for row in range(4)] == [second, second, first, first]
     layer.batch_select_indices(torch.tensor([0, 3]))
-    assert [kept(layer, row) for row in range(2)] == [second, first]
+    assert [cached_slots(layer, row) for row in range(2)] == [second, first]
     layer.reset()
     assert layer.get_seq_length() == 0
     layer.update(*states(3))
-    assert kept(layer) == [0, 1, 2]
+    assert cached_slots(layer) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("variant", "kept_keys"), [("fixed", [11, 3 + 2 * SUMMARY]), ("strided", [11, 11])])
-def test_each_pattern_gets_its_cache_layer(variant, kept_keys):
+@pytest.mark.parametrize(("variant", "key_counts"), [("fixed", [11, 3 + 2 * SUMMARY]), ("strided", [11, 11])])
+def test_each_pattern_gets_its_cache_layer(variant, key_counts):
     model, ids = make_model(variant), random_ids(2, 11)
     made, given = model(ids).past_key_values, DynamicCache(config=model.config)
     model(ids, past_key_values=given)
     own = {"dense": "DenseLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
     for cache in (made, given):
         assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
-        assert [layer.keys.shape[2] for layer in cache.layers] == kept_keys
+        assert [layer.keys.shape[2] for layer in cache.layers] == key_counts
     lazy = DynamicCache()  # without a configuration its layers are dynamic ones, which hold all keys
     model(ids, past_key_values=lazy)
     assert [layer.keys.shape[2] for layer in lazy.layers] == [11, 11]
@@ -175,8 +175,8 @@ def test_decoding_under_autocast(variant):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         cache = DynamicCache(config=model.config)
         steps = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(9)]
-        whole = model(ids, use_cache=False).logits
-    assert (torch.cat(steps, dim=1) - whole).abs().max() < 0.05 * whole.abs().max()
+        expected = model(ids, use_cache=False).logits
+    assert (torch.cat(steps, dim=1) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_offload_and_prefetch():
@@ -186,7 +186,7 @@ def test_offload_and_prefetch():
     layer.offload()
     layer.prefetch()
     layer.update(*states(1, start=9))
-    assert kept(layer) == needed(10)
+    assert cached_slots(layer) == needed(10)
 
 
 @pytest.mark.parametrize("growing_class", [GrowingLayer, DenseLayer])
@@ -298,12 +298,12 @@ def test_quantized_cache_holds_the_right_keys(variant, monkeypatch):
 def test_quantized_cache_is_close_and_small():
     torch.manual_seed(0)
     model = make_model(initializer_range=0.05)
-    _, expected, whole = decode(model)
+    _, expected, plain_cache = decode(model)
     _, found, cache = decode(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-    for layer, exact in zip(cache.layers, whole.layers, strict=True):
-        kept = (layer._quantized_keys[0], layer._quantized_values[0])
-        assert sum(states.nbytes for states in kept) * 4 == exact.keys.nbytes + exact.values.nbytes
+    for layer, exact in zip(cache.layers, plain_cache.layers, strict=True):
+        quantized = (layer._quantized_keys[0], layer._quantized_values[0])
+        assert sum(states.nbytes for states in quantized) * 4 == exact.keys.nbytes + exact.values.nbytes
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hqq") is None, reason="hqq is not installed")

@@ -129,12 +129,12 @@ def test_error_names_a_missing_weight_file(tmp_path):
 def test_error_names_a_truncated_weight_file(tmp_path, sharded):
     make_model().save_pretrained(tmp_path, max_shard_size="40KB" if sharded else "1GB")
     path = sorted(tmp_path.glob("*.safetensors"))[-1]
-    whole = path.read_bytes()
-    for length in (0, 5, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in (0, 5, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
         with pytest.raises(OSError, match=rf"{path.name} is truncated"):
             GPTForCausalLM.from_pretrained(tmp_path)
-        assert path.read_bytes() == whole[:length]
+        assert path.read_bytes() == content[:length]
 
 
 def test_error_names_a_missing_shard(tmp_path):

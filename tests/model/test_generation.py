@@ -93,12 +93,12 @@ def test_early_exit_decoding_equals_greedy_decoding(model):
 
 def test_continues_from_a_cache(model):
     ids = random_ids(2, 5)
-    whole = model.generate(ids, **{**GREEDY, "max_new_tokens": 10})
+    at_once = model.generate(ids, **{**GREEDY, "max_new_tokens": 10})
     cache = DynamicCache(config=model.config)
     half = model.generate(ids, past_key_values=cache, **{**GREEDY, "max_new_tokens": 4})
     mask = torch.ones_like(half)  # the padding token may have been generated
     options = GREEDY | {"max_new_tokens": 6, "attention_mask": mask}
-    assert torch.equal(model.generate(half, past_key_values=cache, **options), whole)
+    assert torch.equal(model.generate(half, past_key_values=cache, **options), at_once)
 
 
 def test_generates_from_embeddings(model):

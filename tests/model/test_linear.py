@@ -127,8 +127,8 @@ def test_packed_weights_belong_to_their_source():
     with torch.no_grad():
         for _ in range(20):
             weight = torch.randn(8, 8).bfloat16()
-            kept, _ = packed.of((weight, None))
-            actual = ONEDNN_LINEAR(states, kept, None, "none", [], "")
+            packed_weight, _ = packed.of((weight, None))
+            actual = ONEDNN_LINEAR(states, packed_weight, None, "none", [], "")
             assert torch.allclose(actual, states @ weight.t(), atol=0.1)
             del weight
 

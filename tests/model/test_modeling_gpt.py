@@ -40,9 +40,9 @@ def test_inputs_embeds_equal_input_ids(variant):
 
 def test_logits_to_keep(variant):
     model, ids = make_model(variant), random_ids(2, 6)
-    whole = model(ids).logits
-    for kept, positions in [(1, [5]), (3, [3, 4, 5]), (torch.tensor([0, 4]), [0, 4])]:
-        assert torch.allclose(model(ids, logits_to_keep=kept).logits, whole[:, positions], atol=1e-6)
+    expected = model(ids).logits
+    for logits_to_keep, positions in [(1, [5]), (3, [3, 4, 5]), (torch.tensor([0, 4]), [0, 4])]:
+        assert torch.allclose(model(ids, logits_to_keep=logits_to_keep).logits, expected[:, positions], atol=1e-6)
 
 
 def test_hidden_states_and_attentions(variant):

@@ -24,7 +24,7 @@ def test_every_layout_equals_one_process(variant, tmp_path):
     if ALL_PARALLEL_STYLES is None and variant != "llama":
         pytest.skip("transformers 5.17 cannot split experts")
     model = make_model(variant, **VARIANTS[variant], vocab_size=100)
-    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "model")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

@@ -20,7 +20,7 @@ def test_sinusoidal_positions_are_those_of_the_paper():
             assert states[row, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
 
 
-def test_refuses_positions_beyond_the_learned_ones():
+def test_positions_beyond_the_learned_ones_raise():
     model, length = make_model("learned"), TINY["max_position_embeddings"]
     cache = model(random_ids(1, length)).past_key_values
     with pytest.raises(ValueError, match="position_ids from 64 to 64: expected 0 to 63, by max_position_embeddings=64"):
