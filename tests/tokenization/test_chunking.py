@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.tokenization.chunking import split_into_chunks
+from hf_gpt.tokenization.split_patterns import SPLIT_PATTERNS
+
+TRICKY = (
+    "It's 12345 o'clock, we'LL'S see  3.14,15\n\n\tdef f(x):\r\n        return -x_y  # {}\r\n"
+    "红楼梦，第一回。「こんにちは」 안녕 e\u0301 ê̄. नमस्ते, ½ ² Ⅷ ٣\u00a0\u2028\u3000\x1c\x85 ſ's 🐈‍⬛! ǅ'x "
+)
+TOKENIZERS = {pattern: train_tokenizer([TRICKY * 3], 400, pattern) for pattern in SPLIT_PATTERNS}
+
+
+def train_word_level_tokenizer() -> Tokenizer:
+    """Trains a tokenizer with GPT-1's words and its normalizer, which removes control characters."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=2000))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator([TRICKY], trainers.WordPieceTrainer(show_progress=False, special_tokens=["[UNK]"]))
+    return tokenizer
+
+
+WORD_LEVEL = train_word_level_tokenizer()
+
+
+@given(text=st.text(st.sampled_from(TRICKY + "\x0b\x0c\x1d\x85"), max_size=60) | st.text(max_size=60))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_chunks_have_the_words_of_the_whole_text(text):
+    words = [word for chunk in split_into_chunks(text, 2) for word in WORD_LEVEL.encode(chunk).tokens]
+    assert words == WORD_LEVEL.encode(text).tokens
+
+
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+@given(text=st.text(st.sampled_from(TRICKY), max_size=60) | st.text(max_size=60), size=st.integers(1, 9))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_chunks_have_the_tokens_of_the_whole_text(pattern, text, size):
+    tokenizer = TOKENIZERS[pattern]
+    chunks = list(split_into_chunks(text, size))
+    assert "".join(chunks) == text
+    assert all(chunks)
+    tokens = [token for chunk in chunks for token in tokenizer.tokenize(chunk, split_special_tokens=True)]
+    assert tokens == tokenizer.tokenize(text, split_special_tokens=True)
+
+
+def test_length_of_chunks():
+    assert max(map(len, split_into_chunks("to be or not to be " * 50, 100))) <= 100
+    assert list(split_into_chunks("x" * 500 + " y", 100)) == ["x" * 500, " y"]  # no earlier boundary
+    assert list(split_into_chunks("")) == []
