@@ -1,4 +1,4 @@
-"""Native checkpoints in and out: see README.md in this folder."""
+"""Converts native checkpoints to hf_gpt and back; see README.md in this folder."""
 
 from .engine import convert, export
 from .families import FAMILIES

@@ -1,4 +1,4 @@
-"""Weight files of a folder: what is in them, read a tensor at a time; and sharded safetensors, written so."""
+"""Weight files of a folder: read one tensor at a time, and written as sharded safetensors."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ DTYPES = {
 
 
 class Checkpoint:
-    """The tensors of a model in one folder, safetensors before pickles. Opening it reads headers alone."""
+    """The tensors of a model in one folder. Only headers are read at first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,35 +41,35 @@ class Checkpoint:
             self._readers |= dict.fromkeys(tensors, read)
 
     def rename(self, new_name: Callable[[str], str]) -> None:
-        """Know every tensor by another name."""
+        """Replaces the name of every tensor."""
         old_names = {new_name(name): name for name in self.meta}
         readers = self._readers
         self.meta = {new: self.meta[old] for new, old in old_names.items()}
         self._readers = {new: lambda _, old=old: readers[old](old) for new, old in old_names.items()}
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Leave tensors out."""
+    def drop(self, names: Iterable[str]) -> None:
+        """Removes tensors from the checkpoint, not from the file."""
         for name in names:
             del self.meta[name]
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, as it is stored.
+        """Returns a tensor as it is stored.
 
         Raises:
-            ValueError: it holds NaN or infinity.
+            ValueError: it contains NaN or infinity.
         """
         tensor = self._readers[name](name)
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-            raise ValueError(f"{name} in {self.folder} holds NaN or infinity")
+            raise ValueError(f"{name} in {self.folder} contains NaN or infinity")
         return tensor
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: safetensors, or else pickles.
+    """Returns the weight files of a folder: safetensors, or pickles where there are none.
 
     Raises:
-        FileNotFoundError: there are none, or one that the index names is not there.
-        ValueError: the index is none, or points outside; or nothing tells which of several pickles it is.
+        FileNotFoundError: there are no weight files, or one that the index lists does not exist.
+        ValueError: the index is invalid or lists a path outside the folder, or there are several checkpoints.
     """
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (folder / index).is_file():
@@ -78,32 +78,32 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / single]
     if pickles := sorted(folder.glob("*.pt")):
         if len(pickles) > 1:
-            raise ValueError(f"{folder} holds {', '.join(file.name for file in pickles)}: expected one checkpoint")
+            raise ValueError(f"{folder} contains {', '.join(file.name for file in pickles)}: expected one checkpoint")
         return pickles
-    raise FileNotFoundError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME}, its index, or {WEIGHTS_NAME}")
+    raise FileNotFoundError(f"{folder} contains no weights: expected {SAFE_WEIGHTS_NAME}, its index, or {WEIGHTS_NAME}")
 
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is no index of weight files: expected a weight_map") from None
+        raise ValueError(f"{index} is not an index of weight files: expected a weight_map") from None
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{index} points outside its folder: {name!r}")
+            raise ValueError(f"{index} lists a path outside its folder: {name!r}")
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index} names {name}, which is not there")
+            raise FileNotFoundError(f"{index} lists {name}, which does not exist")
     return [index.parent / name for name in names]
 
 
 def _open_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
     def read(name: str) -> torch.Tensor:
-        with safe_open(file, framework="pt") as opened:  # closed again: mapped pages count as memory
+        with safe_open(file, framework="pt") as opened:  # closed again, because mapped pages count as memory
             return opened.get_tensor(name)
 
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 no mapping
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
             return {name: _meta_of(each, f"{name} in {file}") for name, each in slices.items()}, read
     except SafetensorError as error:
         raise OSError(f"{file} is truncated or damaged: {error}") from None
@@ -119,73 +119,73 @@ def _open_pickle(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], t
     tensors = load_pickle(file)
     tensors = tensors.get("model", tensors) if isinstance(tensors, dict) else tensors
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{file} is no dict of tensors")
+        raise ValueError(f"{file} is not a dict of tensors")
     return {name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__
 
 
 def load_pickle(file: Path) -> Any:
-    """Tensors and plain containers of a pickle; nothing in it is run, and storages are mapped, not read.
+    """Returns the tensors and plain containers in a pickle. No code in it runs, and tensors are memory-mapped.
 
     Raises:
-        ValueError: it holds anything else.
-        OSError: it is truncated or damaged.
+        ValueError: the file contains anything else.
+        OSError: the file is truncated or damaged.
     """
     with open(file, "rb") as opened:
-        zipped = opened.read(4) == b"PK\x03\x04"  # older files cannot be mapped
+        is_zip = opened.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 are no archives and cannot be mapped
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{file} is refused: it holds more than tensors and plain values ({reason})") from None
+        raise ValueError(f"{file} is not loaded: it contains more than tensors and plain values ({reason})") from None
     except (RuntimeError, EOFError) as error:
         raise OSError(f"{file} is truncated or damaged: {error}") from None
 
 
 class Weights(NamedTuple):
-    """Tensors to be written, made one at a time."""
+    """Tensors to write, made one at a time."""
 
     meta: dict[str, torch.Tensor]
-    """Shape and dtype of each, on the meta device."""
+    """Shape and dtype of each tensor, on the meta device."""
     make: Callable[[str], torch.Tensor]
-    """Gives one by its name."""
+    """Returns a tensor by its name."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the token embeddings, the first."""
+        """The dtype of the first tensor, the token embeddings."""
         return next(iter(self.meta.values())).dtype
 
 
-Track = Callable[[Iterable[str]], Iterable[str]]  # wraps the names of tensors as they are made, for a progress bar
+Track = Callable[[Iterable[str]], Iterable[str]]  # wraps an iterable over names of tensors in a progress bar
 
 
 def write_shards(folder: Path, weights: Weights, max_shard_size: int | str, track: Track) -> None:
-    """Write safetensors a shard at a time; complete shards of an earlier, interrupted call are kept.
+    """Writes safetensors one shard at a time. Complete shards of an earlier, interrupted call are not written again.
 
     Raises:
-        OSError: the disk is full. Known beforehand where it can be.
+        OSError: the disk is full. Checked before the first shard is written, as far as possible.
     """
     plan = split_torch_state_dict_into_shards(weights.meta, max_shard_size=max_shard_size)
     shards = {file: names for file, names in plan.filename_to_tensors.items() if not (folder / file).exists()}
     needed = sum(weights.meta[name].nbytes for names in shards.values() for name in names)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"no disk left for {folder}: {needed:,} bytes needed, {free:,} free")
+        raise OSError(f"not enough disk space for {folder}: {needed:,} bytes needed, {free:,} free")
     names = iter(track([name for names in shards.values() for name in names]))
     for file, shard in shards.items():
-        tensors = {name: _own(weights.make(name)) for name in islice(names, len(shard))}
+        tensors = {name: _detached_copy(weights.make(name)) for name in islice(names, len(shard))}
         unfinished = folder / f"{file}.unfinished"
         try:
             save_file(tensors, unfinished, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / file} could not be written: {error}") from None
         unfinished.rename(folder / file)
-        del tensors  # before those of the next shard are made
-    next(names, None)  # the progress bar learns that this was all
+        del tensors  # frees memory before the next shard is made
+    next(names, None)  # ends the progress bar
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy without the mapped file behind it, contiguous as safetensors asks."""
+def _detached_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a contiguous copy, which holds no reference to a memory-mapped file. Safetensors requires contiguity."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,6 +1,5 @@
-"""Native checkpoints in and out: one way through for every family, a tensor at a time."""
+"""Converts and exports checkpoints: the same steps for every family, one tensor at a time."""
 
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,51 +16,53 @@ from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import AUTO_MAP, GPTForCausalLM
 from ..version import __version__
 from .checkpoints import Checkpoint, Track, Weights, write_shards
-from .families import find_family, recognise
+from .families import find_family, recognize
 from .family import Family
 from .sources import locate
-from .tokenizers import carry_tokenizer
-from .weights import Piece, Rule, pieces
+from .tokenizers import copy_tokenizer
+from .weights import Read, Rule, expand
 
 SHARD_SIZE = "500MB"
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# What older checkpoints hold beside their weights, and every class computes: causal masks, rotary tables.
-COMPUTED = re.compile(
-    r"(\.(attn|attention)\.(bias|masked_bias|embed_positions)|rotary_emb\.inv_freq|(^|\.)position_ids)$"
-)
+Tensors = dict[str, torch.Tensor]
+Translate = Callable[[Read], Tensors]  # a TensorMapping in one direction
 
 
 def convert(
     src: str | Path, out: str | Path, *, max_shard_size: int | str = SHARD_SIZE, show_progress: bool = False
 ) -> Path:
-    """Make a model of hf_gpt from a native checkpoint: weights, configuration, tokenizer, and the code that loads it.
+    """Converts a native checkpoint to a model of hf_gpt: weights, configuration, tokenizer, and the code to load it.
 
-    Called again after an interruption, it goes on where it was.
+    The same call resumes an interrupted conversion.
 
     Args:
         src: folder or Hub id of a checkpoint of any family in `FAMILIES`.
         out: folder to write, new or empty. It appears when it is complete.
-        max_shard_size: of a file of weights, as `"500MB"` or in bytes; memory follows it.
+        max_shard_size: size of a weight file, such as `"500MB"`, or in bytes. Memory is proportional to it.
+        show_progress: whether to print a progress bar.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: the family is unknown, its configuration says what we cannot express, or the weights are not what
-            the configuration promises, or not finite. The message names the field or the tensor.
-        OSError: files are missing or damaged, `out` holds something, or the disk is full.
+        ValueError: the family is unknown, hf_gpt cannot express the configuration, or the weights do not match the
+            configuration or are not finite. The message names the field or the tensor.
+        OSError: a file is missing or damaged, `out` is not empty, or the disk is full.
     """
     folder = locate(src)
-    family = recognise(folder)
+    family = recognize(folder)
     config = _read_configuration(folder, family)
     checkpoint = family.storage.open(folder)
-    ours = weights_of(config)
-    layout = _clean(checkpoint, family, config, ours)
-    weights = _translate(checkpoint, pieces(layout, config, ours), config, to_ours=True)
+    _normalize_names(checkpoint, family)
+    ours = model_tensors(config)
+    layout = _check_layout(checkpoint, family, config, ours)
+    weights = _translate(
+        checkpoint, [partial(each.from_native, config=config) for each in expand(layout, config, ours)]
+    )
 
-    return write_ours(out, folder, GPTConfig.model_type, config, weights, max_shard_size, show_progress)
+    return write_model(out, folder, GPTConfig.model_type, config, weights, max_shard_size, show_progress)
 
 
 def export(
@@ -72,48 +73,41 @@ def export(
     max_shard_size: int | str = SHARD_SIZE,
     show_progress: bool = False,
 ) -> Path:
-    """Make a native checkpoint from a model of hf_gpt; the arguments and errors are those of `convert`, and:
+    """Exports a model of hf_gpt to a native checkpoint. The other arguments and errors are those of `convert`.
 
     Args:
-        family: which native format, one of `FAMILIES`.
+        family: the native format, one of `FAMILIES`.
 
     Raises:
-        ValueError: the model has a feature that the family cannot express. The message names it.
+        ValueError: the family cannot express a feature of the model. The message names it.
     """
     target = find_family(family)
     folder = locate(src)
-    config, checkpoint, ours = read_ours(folder)
+    config, checkpoint, ours = read_model(folder)
     fields = target.to_native(config)
-    weights = _translate(checkpoint, pieces(target.layouts[0], config, ours), config, to_ours=False)
+    layout = target.layouts[0]
+    weights = _translate(checkpoint, [partial(each.to_native, config=config) for each in expand(layout, config, ours)])
 
-    with _unfinished(out, folder, family, max_shard_size) as unfinished:
-        _carry_the_rest(folder, unfinished)
-        target.storage.write(unfinished, fields, weights, max_shard_size, _tracker(show_progress, "export"))
+    with _resumable(out, folder, family, max_shard_size) as partial_folder:
+        _copy_companions(folder, partial_folder)
+        target.storage.write(partial_folder, fields, weights, max_shard_size, _tracker(show_progress, "export"))
     return Path(out)
 
 
-def _read_configuration(folder: Path, family: Family) -> GPTConfig:
-    try:
-        return family.to_ours(*family.storage.read_fields(folder))
-    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
-        # of types or sizes that no such model can have, and that its own class trips over too
-        raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
-
-
-def read_ours(folder: Path) -> tuple[GPTConfig, Checkpoint, dict[str, torch.Tensor]]:
-    """A language model of hf_gpt that lies in a folder, and its `weights_of`.
+def read_model(folder: Path) -> tuple[GPTConfig, Checkpoint, Tensors]:
+    """Returns the configuration and the tensors of a language model of hf_gpt, and its `model_tensors`.
 
     Raises:
-        ValueError: its weights are not what its configuration promises.
+        ValueError: the tensors do not match the configuration.
     """
     config, checkpoint = GPTConfig.from_pretrained(folder), Checkpoint(folder)
     _drop_tied_head(checkpoint, config, HEAD, EMBEDDINGS)
-    ours = weights_of(config)
+    ours = model_tensors(config)
     _check(checkpoint, ours)
     return config, checkpoint, ours
 
 
-def write_ours(
+def write_model(
     out: str | Path,
     source: Path,
     target: str,
@@ -122,19 +116,25 @@ def write_ours(
     max_shard_size: int | str,
     show_progress: bool,
 ) -> Path:
-    """Write a language model of hf_gpt, with the tokenizer of `source`; or go on where the same call was interrupted.
+    """Writes a language model of hf_gpt with the tokenizer of `source`, or resumes the same, interrupted call.
 
     Args:
-        target: what the source becomes: another call that says the same goes on.
+        target: description of the output. A call with another description does not resume this one.
     """
     config.dtype, config.auto_map = weights.dtype, AUTO_MAP
     config.architectures = [GPTForCausalLM.__name__]
-    with _unfinished(out, source, target, max_shard_size) as unfinished:
-        _carry_the_rest(source, unfinished)
-        write_shards(unfinished, weights, max_shard_size, _tracker(show_progress, Path(out).name))
-        config.save_pretrained(unfinished)
-        custom_object_save(_on_meta(config), unfinished, config=config)
+    with _resumable(out, source, target, max_shard_size) as partial_folder:
+        _copy_companions(source, partial_folder)
+        write_shards(partial_folder, weights, max_shard_size, _tracker(show_progress, Path(out).name))
+        config.save_pretrained(partial_folder)
+        custom_object_save(_on_meta(config), partial_folder, config=config)
     return Path(out)
+
+
+def model_tensors(config: GPTConfig) -> Tensors:
+    """Returns the tensors of a language model by name, on the meta device and without a tied head."""
+    tied = {HEAD} if config.tie_word_embeddings else set()
+    return {name: tensor for name, tensor in _on_meta(config).state_dict().items() if name not in tied}
 
 
 def _on_meta(config: GPTConfig) -> GPTForCausalLM:
@@ -142,33 +142,36 @@ def _on_meta(config: GPTConfig) -> GPTForCausalLM:
         return GPTForCausalLM(config)
 
 
-def weights_of(config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The tensors of a language model, on the meta device; a tied head is none of its own."""
-    tied = {HEAD} if config.tie_word_embeddings else set()
-    return {name: tensor for name, tensor in _on_meta(config).state_dict().items() if name not in tied}
+def _read_configuration(folder: Path, family: Family) -> GPTConfig:
+    try:
+        return family.from_native(*family.storage.read_fields(folder))
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        # Types or sizes that no model of the family can have; the native class fails on them too.
+        raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
 
 
-def _clean(
-    checkpoint: Checkpoint, family: Family, config: GPTConfig, ours: dict[str, torch.Tensor]
-) -> tuple[Rule, ...]:
-    """Bring the names of a native checkpoint into full form, check them, and say in which layout they are."""
-    prefix = family.bare_prefix
+def _normalize_names(checkpoint: Checkpoint, family: Family) -> None:
+    """Adds the prefix of the base model where it is absent, and drops tensors that the class computes."""
+    prefix, heads = family.base_model_prefix, family.head_modules
     if not any(name.startswith(prefix) for name in checkpoint.meta):
-        heads = ("lm_head.", "embed_out.")
-        checkpoint.rename(lambda name: name if name.startswith(heads) else prefix + name)
-    checkpoint.forget([name for name in checkpoint.meta if COMPUTED.search(name)])
+        checkpoint.rename(lambda name: name if name.split(".")[0] in heads else prefix + name)
+    checkpoint.drop([name for name in checkpoint.meta if name.endswith(family.computed)])
 
-    def expected(layout: tuple[Rule, ...]) -> dict[str, torch.Tensor]:
-        found = {}
-        for piece in pieces(layout, config, ours):
-            found |= _apply(piece, ours.__getitem__, config, to_ours=False)
-        return found
+
+def _check_layout(checkpoint: Checkpoint, family: Family, config: GPTConfig, ours: Tensors) -> tuple[Rule, ...]:
+    """Returns the layout of a native checkpoint, after checking that its tensors match the configuration."""
+
+    def expected(layout: tuple[Rule, ...]) -> Tensors:
+        tensors = {}
+        for mapping in expand(layout, config, ours):
+            tensors |= mapping.to_native(ours.__getitem__, config)
+        return tensors
 
     candidates = [(layout, expected(layout)) for layout in family.layouts]
-    layout, wanted = max(candidates, key=lambda each: len(each[1].keys() & checkpoint.meta.keys()))
-    native_names = {each.ours[0]: each.native[0] for each in layout}
-    _drop_tied_head(checkpoint, config, native_names.get(HEAD, HEAD), native_names[EMBEDDINGS])
-    _check(checkpoint, wanted)
+    layout, tensors = max(candidates, key=lambda each: len(each[1].keys() & checkpoint.meta.keys()))
+    embeddings, head = (mapping.native[0] for mapping in expand(layout, config, (EMBEDDINGS, HEAD)))
+    _drop_tied_head(checkpoint, config, head, embeddings)
+    _check(checkpoint, tensors)
     return layout
 
 
@@ -177,13 +180,14 @@ def _drop_tied_head(checkpoint: Checkpoint, config: GPTConfig, head: str, embedd
         return
     if not torch.equal(checkpoint.read(head), checkpoint.read(embeddings)):
         raise ValueError(
-            f"tie_word_embeddings=True contradicts {checkpoint.folder}: {head} is not {embeddings}. Expected False"
+            f"tie_word_embeddings=True contradicts {checkpoint.folder}: {head} differs from {embeddings}. Expected "
+            "False"
         )
-    checkpoint.forget([head])
+    checkpoint.drop([head])
 
 
-def _check(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
-    """Raise a ValueError if the tensors of a checkpoint are not those that its configuration promises."""
+def _check(checkpoint: Checkpoint, expected: Tensors) -> None:
+    """Raises a ValueError if the tensors of a checkpoint do not match its configuration."""
     found = checkpoint.meta
     faults = {
         "is missing": [name for name in expected if name not in found],
@@ -198,50 +202,42 @@ def _check(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
             raise ValueError(f"{name} in {checkpoint.folder} is of type {found[name].dtype}: expected floating point")
         if found[name].shape != tensor.shape:
             raise ValueError(
-                f"{name} in {checkpoint.folder} is {tuple(found[name].shape)}: expected {tuple(tensor.shape)} by its "
-                "configuration"
+                f"{name} in {checkpoint.folder} has the shape {tuple(found[name].shape)}: expected "
+                f"{tuple(tensor.shape)} from its configuration"
             )
 
 
-def _apply(
-    piece: Piece, read: Callable[[str], torch.Tensor], config: GPTConfig, to_ours: bool
-) -> dict[str, torch.Tensor]:
-    """The tensors that a piece makes of those of the other side."""
-    if to_ours:
-        return dict(zip(piece.ours, piece.to_ours([read(name) for name in piece.native], config), strict=True))
-    return dict(zip(piece.native, piece.to_native([read(name) for name in piece.ours], config), strict=True))
+def _translate(checkpoint: Checkpoint, translations: list[Translate]) -> Weights:
+    """Returns the tensors of the other side: all shapes now, each tensor when it is read."""
+    meta: Tensors = {}
+    origins: dict[str, Translate] = {}
+    for translate in translations:
+        translated = translate(checkpoint.meta.__getitem__)
+        meta |= translated
+        origins |= dict.fromkeys(translated, translate)
 
-
-def _translate(checkpoint: Checkpoint, all_pieces: list[Piece], config: GPTConfig, to_ours: bool) -> Weights:
-    """The tensors of the other side: their shapes at once, each of them when it is asked for."""
-
-    meta, origins = {}, {}
-    for piece in all_pieces:
-        made = _apply(piece, checkpoint.meta.__getitem__, config, to_ours)
-        meta |= made
-        origins |= dict.fromkeys(made, piece)
-
-    latest: dict[str, torch.Tensor] = {}
+    latest: Tensors = {}  # one translation may return several tensors, which are read in turn
 
     def make(name: str) -> torch.Tensor:
         if name not in latest:
-            latest.clear()  # before the next are read
-            latest.update(_apply(origins[name], checkpoint.read, config, to_ours))
+            latest.clear()  # frees memory before the next tensors are read
+            latest.update(origins[name](checkpoint.read))
         return latest.pop(name)
 
     return Weights(meta, make)
 
 
-def _unfinished(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> AbstractContextManager[Path]:
-    """A new folder, or that of an earlier run of the very same conversion, which was interrupted."""
+def _resumable(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> AbstractContextManager[Path]:
+    """Returns a new folder, or the partial one of the same, interrupted conversion."""
     files = state_of(sorted(file for file in source.iterdir() if file.is_file()))
     return resumable_folder(out, {"files": files, "target": target, "shards": max_shard_size, "version": __version__})
 
 
-def _carry_the_rest(source: Path, out: Path) -> None:
+def _copy_companions(source: Path, out: Path) -> None:
+    """Copies the generation configuration and the tokenizer."""
     if (source / GENERATION_CONFIG_NAME).is_file():
         shutil.copyfile(source / GENERATION_CONFIG_NAME, out / GENERATION_CONFIG_NAME)
-    carry_tokenizer(source, out)
+    copy_tokenizer(source, out)
 
 
 def _tracker(show_progress: bool, description: str) -> Track:

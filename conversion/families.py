@@ -1,4 +1,4 @@
-"""All families by name, and which of them a folder belongs to."""
+"""All families by name, and the recognition of the family of a folder."""
 
 from pathlib import Path
 
@@ -12,43 +12,44 @@ from .gpt_neox import GPT_NEOX
 from .gpt_oss import GPT_OSS
 from .gptj import GPTJ
 from .llama import LLAMA
+from .mingpt import MINGPT
 from .mixtral import MIXTRAL
-from .nanogpt import MINGPT, NANOGPT
+from .nanogpt import NANOGPT
 from .openai_gpt import OPENAI_GPT
 from .opt import OPT
 from .storage import read_json
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (OPENAI_GPT, GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT, GPT_OSS, LLAMA, MIXTRAL, NANOGPT, MINGPT)
+    for family in (OPENAI_GPT, GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, LLAMA, MIXTRAL, GPT_OSS, NANOGPT, MINGPT)
 }
 
 
 def find_family(name: str) -> Family:
-    """A family by its name.
+    """Returns a family by its name.
 
     Raises:
-        ValueError: there is no such family.
+        ValueError: no family has this name.
     """
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"no family {name!r}: expected one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
-def recognise(folder: Path) -> Family:
-    """The family of a native checkpoint: by the `model_type` of its config.json, or by a pickle without one.
+def recognize(folder: Path) -> Family:
+    """Returns the family of a native checkpoint.
 
     Raises:
-        ValueError: it is of no family that we know, or hf_gpt's own already.
-        FileNotFoundError: the folder holds no model.
+        ValueError: the checkpoint is of another family, or already a model of hf_gpt.
+        FileNotFoundError: the folder contains no model.
     """
-    if not (folder / CONFIG_NAME).is_file():
-        if list(folder.glob("*.pt")):
-            return NANOGPT
-        raise FileNotFoundError(f"{folder} holds no model: expected {CONFIG_NAME}, or nanoGPT's ckpt.pt")
-    stored = read_json(folder / CONFIG_NAME)
-    if "model_type" not in stored and isinstance(stored.get("model"), dict):
-        return MINGPT
+    stored = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else None
+    for family in FAMILIES.values():
+        if family.storage.recognizes(folder, stored):
+            return family
+    if stored is None:
+        files = dict.fromkeys(family.storage.file for family in FAMILIES.values())
+        raise FileNotFoundError(f"{folder} contains no model: expected one of {', '.join(files)}")
     if stored.get("model_type") == GPTConfig.model_type:
-        raise ValueError(f"{folder} is a model of hf_gpt already: export takes it to a native format")
+        raise ValueError(f"{folder} is a model of hf_gpt already: export converts it to a native format")
     return find_family(stored.get("model_type"))

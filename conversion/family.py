@@ -1,4 +1,4 @@
-"""What a family is: the tables by which its configuration and its weights become ours, and go back."""
+"""What a family is: the tables that translate its configuration and its weights to hf_gpt and back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,9 +13,16 @@ from .weights import Rule
 
 logger = logging.get_logger(__name__)
 
-TOKEN_IDS = {name: name for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
 
-# Our fields that only training or the defaults of a call know of: a family without them computes the same.
+def same(*names: str) -> dict[str, str]:
+    """Returns `Family.fields` of names that are those of GPTConfig."""
+    return {name: name for name in names}
+
+
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+COMMON = same("vocab_size", "tie_word_embeddings", *TOKEN_IDS)  # the fields of every class of transformers
+
+# Fields of GPTConfig that change training or the defaults of a call, not what a trained model computes.
 NOT_ARCHITECTURE = {
     "embedding_dropout",
     "residual_dropout",
@@ -34,77 +41,87 @@ NOT_ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Family:
-    """A native architecture beside ours. Everything that sets it apart is data, read in both directions.
+    """A native architecture. Everything that is particular about it is declared here, for both directions.
 
-    Nothing is dropped: a configuration is translated, translated back and compared. What does not come back is a
-    feature that the other side lacks, and is refused by its name.
+    Nothing is dropped silently: a configuration is translated, translated back and compared. A field that does not
+    come back is a feature that the other side lacks, and raises an error that names the field.
     """
 
-    name: str
-    """`model_type` in its config.json."""
     storage: Storage
-    """How it lies in a folder."""
+    """How a model is stored in a folder."""
     fields: Mapping[str, str]
-    """Native fields that are ours by another name."""
+    """Native fields that are fields of GPTConfig under another name."""
     layouts: tuple[tuple[Rule, ...], ...]
-    """The forms in which its weights are stored. All are read, the first is written."""
+    """The forms in which the weights are stored. All of them are read, the first one is written."""
     constants: Mapping[str, Any]
-    """What is the same in all its members, in our fields."""
+    """Fields of GPTConfig that are the same for every model of the family."""
     read: Callable[[Fields], Fields] = lambda native: {}
-    """Our fields that are no copies, from the native ones."""
+    """Returns the fields of GPTConfig that are not copies, from the native ones."""
     write: Callable[[GPTConfig], Fields] = lambda config: {}
-    """Native fields that are no copies, from ours."""
+    """Returns the native fields that are not copies."""
     canonical: Callable[[Fields], Fields] = lambda native: native
-    """One way to say it, where the native configuration has several, or says what has no effect."""
-    aside: frozenset[str] = frozenset()
-    """Native fields without a bearing on the language model: kept, and given back."""
-    bare_prefix: str = ""
-    """What names begin with, and lack where only the decoder without its head was saved."""
+    """Returns native fields in one form, where they have several for the same meaning, or values without effect."""
+    passthrough: frozenset[str] = frozenset()
+    """Native fields without effect on a language model: stored in `native_fields` and exported unchanged."""
+    base_model_prefix: str = ""
+    """Prefix of all names but those of the head. It is absent where the decoder alone was saved."""
+    computed: tuple[str, ...] = ()
+    """How names of tensors end that earlier checkpoints contain, but that the class computes: masks, RoPE tables."""
 
-    def to_ours(self, native: Fields, extras: Fields | None = None) -> GPTConfig:
-        """Our configuration for a native one.
+    @property
+    def name(self) -> str:
+        """The name by which `find_family` and the command line know the family."""
+        return self.storage.name
+
+    @property
+    def head_modules(self) -> set[str]:
+        """Names of the modules outside the base model."""
+        native = {name for layout in self.layouts for rule in layout for name in rule.native}
+        return {name.split(".")[0] for name in native if not name.startswith(self.base_model_prefix)}
+
+    def from_native(self, native: Fields, extras: Fields | None = None) -> GPTConfig:
+        """Returns the configuration of hf_gpt for a native one.
 
         Args:
             native: every field that the family declares.
-            extras: what else its config.json holds.
+            extras: other content of its config.json, stored in `native_fields`.
 
         Raises:
-            ValueError: a field means something that we cannot express. The message names it.
+            ValueError: hf_gpt cannot express a field. The message names it.
         """
-        meant = self._canonical(native)
-        config = self._read(meant)
-        back = self._write(config)
-        meant_back = self._canonical(back)
-        for name, value in meant.items():
-            if name not in self.aside and meant_back.get(name) != value:
-                raise ValueError(f"{name}={value!r} in the configuration of this {self.name} has no equal in hf_gpt")
-        said = {name: value for name, value in native.items() if name in meant}
-        said_otherwise = {name: value for name, value in said.items() if back.get(name) != value}
-        config.native_fields = {"model_type": self.name, **said_otherwise, **(extras or {})}
+        canonical = self._canonical(native)
+        config = self._read(canonical)
+        written = self._write(config)
+        restored = self._canonical(written)
+        for name, value in canonical.items():
+            if name not in self.passthrough and restored.get(name) != value:
+                raise ValueError(f"{name}={value!r} of this {self.name} model cannot be expressed by hf_gpt")
+        different = {name: native[name] for name in native if name in canonical and native[name] != written.get(name)}
+        config.native_fields = {"model_type": self.name, **different, **(extras or {})}
         return config
 
     def to_native(self, config: GPTConfig) -> Fields:
-        """The native configuration for one of ours, with what a conversion from this family kept aside.
+        """Returns the native configuration, with what `native_fields` preserves of an earlier one.
 
         Raises:
-            ValueError: a field means something that the family cannot express. The message names it.
+            ValueError: the family cannot express a field. The message names it.
         """
         native = self._write(config)
-        back = self._read(self._canonical(native))
+        restored = self._read(self._canonical(native))
         for field in fields(GPTConfig):
-            ours, theirs = getattr(config, field.name, None), getattr(back, field.name, None)
+            value, other = getattr(config, field.name, None), getattr(restored, field.name, None)
             if "rule" not in field.metadata or field.name == "native_fields":
                 continue
-            if _meaning(field.name, ours, config) == _meaning(field.name, theirs, back):
+            if _meaning(field.name, value, config) == _meaning(field.name, other, restored):
                 continue
             if field.name not in NOT_ARCHITECTURE:
-                raise ValueError(f"{field.name}={ours!r} cannot be expressed by {self.name}, which has {theirs!r}")
-            logger.warning(f"{self.name} has no {field.name}={ours!r}: left out; the model computes the same")
-        kept = dict(config.native_fields or {})
-        if kept.pop("model_type", None) == self.name:
-            for name, value in kept.items():
-                unchanged = name not in native or self._canonical(native | {name: value}) == self._canonical(native)
-                if unchanged:  # since the conversion
+                raise ValueError(f"{field.name}={value!r} cannot be expressed by {self.name}, which has {other!r}")
+            logger.warning(f"{self.name} has no {field.name}={value!r}: left out; the model computes the same")
+        preserved = dict(config.native_fields or {})
+        if preserved.pop("model_type", None) == self.name:
+            for name, value in preserved.items():
+                same = name not in native or self._canonical(native | {name: value}) == self._canonical(native)
+                if same:  # the model did not change since the conversion
                     native[name] = value
         return native
 
@@ -113,18 +130,17 @@ class Family:
         try:
             return GPTConfig(**{**self.constants, **copies, **self.read(native)})
         except ValueError as error:
-            raise ValueError(f"{self._in_native_words(str(error))} (a {self.name} configuration)") from None
+            raise ValueError(f"{self._with_native_name(str(error))} (a {self.name} configuration)") from None
 
     def _write(self, config: GPTConfig) -> Fields:
         return {name: getattr(config, ours, None) for name, ours in self.fields.items()} | self.write(config)
 
     def _canonical(self, native: Fields) -> Fields:
-        """Also without token ids outside the vocabulary: they never occur; and without what only ours heeds."""
-        none_beyond = {name: _within(native[name], native["vocab_size"]) for name in TOKEN_IDS if name in native}
-        heeded = {"rope_parameters": _heeded(rope)} if (rope := native.get("rope_parameters")) else {}
-        return self.canonical({**native, **none_beyond, **heeded})
+        """As `canonical`, and without token ids outside the vocabulary, which never occur."""
+        token_ids = {name: _within(native[name], native["vocab_size"]) for name in TOKEN_IDS if name in native}
+        return self.canonical(native | token_ids)
 
-    def _in_native_words(self, message: str) -> str:
+    def _with_native_name(self, message: str) -> str:
         for name, ours in self.fields.items():
             if message.startswith((f"{ours}=", f"{ours}:")):
                 return name + message.removeprefix(ours)
@@ -137,14 +153,8 @@ def _within(token_id: int | list[int] | None, vocab_size: int) -> int | list[int
     return token_id if token_id is not None and 0 <= token_id < vocab_size else None
 
 
-def _heeded(rope: Fields) -> Fields:
-    """What the native classes read: with dynamic scaling, `max_position_embeddings` is the original length there."""
-    idle = "original_max_position_embeddings" if rope.get("rope_type") == "dynamic" else None
-    return {name: value for name, value in rope.items() if name != idle}
-
-
 def _meaning(name: str, value: Any, config: GPTConfig) -> Any:
-    """A value of ours, so that equal values mean the same."""
+    """Returns a value of GPTConfig in a form in which equal values mean the same."""
     if name == "hidden_act":
         return SAME_FUNCTION.get(value, value)
     if name == "attention_scale":

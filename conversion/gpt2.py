@@ -1,21 +1,21 @@
-"""GPT-2 (Radford et al. 2019), as `GPT2LMHeadModel` stores it."""
+"""GPT-2 (Radford et al. 2019): `GPT2LMHeadModel`."""
 
 from ..model.configuration_gpt import GPTConfig
-from .family import TOKEN_IDS, Family
+from .family import COMMON, Family, same
 from .storage import Fields, Storage
-from .weights import QKV, TRANSPOSED, rule
+from .weights import FUSED_QKV, LAYER, TRANSPOSED, rule
 
-BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
-Q_K_V = tuple(f"{OURS}self_attn.{part}_proj.*" for part in "qkv")
+BLOCK = "transformer.h.{layer}."
+Q_K_V = tuple(f"{LAYER}self_attn.{part}_proj.*" for part in "qkv")
 
-# The block of GPT-1, GPT-2 and nanoGPT; two of them store linear layers transposed.
+# The block of GPT-1, GPT-2 and nanoGPT; nanoGPT does not transpose its linear layers.
 CONV1D_BLOCK = (
-    rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
-    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, TRANSPOSED, QKV),
-    rule(f"{BLOCK}attn.c_proj.*", f"{OURS}self_attn.o_proj.*", TRANSPOSED),
-    rule(f"{BLOCK}ln_2.*", f"{OURS}mlp_norm.*"),
-    rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*", TRANSPOSED),
-    rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*", TRANSPOSED),
+    rule(f"{BLOCK}ln_1.*", f"{LAYER}self_attn_norm.*"),
+    rule(f"{BLOCK}attn.c_attn.*", Q_K_V, TRANSPOSED, FUSED_QKV),
+    rule(f"{BLOCK}attn.c_proj.*", f"{LAYER}self_attn.o_proj.*", TRANSPOSED),
+    rule(f"{BLOCK}ln_2.*", f"{LAYER}mlp_norm.*"),
+    rule(f"{BLOCK}mlp.c_fc.*", f"{LAYER}mlp.up_proj.*", TRANSPOSED),
+    rule(f"{BLOCK}mlp.c_proj.*", f"{LAYER}mlp.down_proj.*", TRANSPOSED),
 )
 
 WEIGHTS = (
@@ -26,20 +26,23 @@ WEIGHTS = (
     rule("lm_head.weight", "lm_head.weight"),
 )
 
-# What GPT-1, GPT-2 and GPT-J call alike.
-FIELDS = TOKEN_IDS | {
-    "vocab_size": "vocab_size",
-    "n_positions": "max_position_embeddings",
-    "n_embd": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "resid_pdrop": "residual_dropout",
-    "embd_pdrop": "embedding_dropout",
-    "attn_pdrop": "attention_dropout",
-    "layer_norm_epsilon": "norm_eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
-}
+# The fields that GPT-1, GPT-2 and GPT-J have in common.
+FIELDS = (
+    COMMON
+    | same("initializer_range")
+    | {
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "resid_pdrop": "residual_dropout",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "layer_norm_epsilon": "norm_eps",
+    }
+)
+
+CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def read(native: Fields) -> Fields:
@@ -59,22 +62,18 @@ def canonical(native: Fields) -> Fields:
 
 
 GPT2 = Family(
-    name="gpt2",
     storage=Storage("gpt2"),
     fields=FIELDS
-    | {
-        "n_inner": "intermediate_size",
-        "activation_function": "hidden_act",
-        "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
-        "use_cache": "use_cache",
-    },
+    | same("scale_attn_by_inverse_layer_idx", "use_cache")
+    | {"n_inner": "intermediate_size", "activation_function": "hidden_act"},
     constants={"position_embedding_type": "learned"},
     read=read,
     write=write,
     canonical=canonical,
-    aside=frozenset(
+    passthrough=frozenset(
         f"summary_{part}" for part in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
     ),
     layouts=(WEIGHTS,),
-    bare_prefix="transformer.",
+    base_model_prefix="transformer.",
+    computed=CAUSAL_MASKS,
 )

@@ -1,20 +1,20 @@
-"""GPT-Neo (Black et al. 2021): every other layer attends locally, and no score is scaled."""
+"""GPT-Neo (Black et al. 2021): `GPTNeoForCausalLM`. Local layers are `banded`; attention scores are not scaled."""
 
 from transformers import GPTNeoConfig
 
 from ..model.configuration_gpt import GPTConfig
-from .family import TOKEN_IDS, Family
+from .family import COMMON, Family, same
+from .gpt2 import BLOCK
 from .storage import Fields, Storage
-from .weights import rule
+from .weights import LAYER, rule
 
-BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
 PATTERNS = {"global": "dense", "local": "banded"}
 TYPES = {pattern: attention_type for attention_type, pattern in PATTERNS.items()}
 
 
 def canonical(native: Fields) -> Fields:
     types = GPTNeoConfig.expand_attention_types_params(native["attention_types"])
-    layers = native.get("attention_layers", types)  # what the class goes by; it is stored beside the types
+    layers = native.get("attention_layers", types)  # config.json may contain both; the class reads the layers
     return {name: value for name, value in native.items() if name != "attention_layers"} | {
         "attention_types": [[layers, 1]],
         "window_size": native["window_size"] if "local" in layers else None,
@@ -37,26 +37,18 @@ def write(config: GPTConfig) -> Fields:
 
 
 GPT_NEO = Family(
-    name="gpt_neo",
-    storage=Storage("gpt_neo"),
-    fields=TOKEN_IDS
+    storage=Storage("gpt_neo", attributes=("attention_layers",)),
+    fields=COMMON
+    | same("max_position_embeddings", "hidden_size", "intermediate_size", "initializer_range", "use_cache")
+    | same("attention_dropout", "classifier_dropout")
     | {
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "max_position_embeddings",
-        "hidden_size": "hidden_size",
         "num_layers": "num_hidden_layers",
         "num_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size",
         "window_size": "sliding_window",
         "activation_function": "hidden_act",
         "resid_dropout": "residual_dropout",
         "embed_dropout": "embedding_dropout",
-        "attention_dropout": "attention_dropout",
-        "classifier_dropout": "classifier_dropout",
         "layer_norm_epsilon": "norm_eps",
-        "initializer_range": "initializer_range",
-        "use_cache": "use_cache",
-        "tie_word_embeddings": "tie_word_embeddings",
     },
     constants={
         "position_embedding_type": "learned",
@@ -71,15 +63,16 @@ GPT_NEO = Family(
         (
             rule("transformer.wte.weight", "model.embed_tokens.weight"),
             rule("transformer.wpe.weight", "model.embed_positions.weight"),
-            rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
-            *(rule(f"{BLOCK}attn.attention.{part}_proj.*", f"{OURS}self_attn.{part}_proj.*") for part in "qkv"),
-            rule(f"{BLOCK}attn.attention.out_proj.*", f"{OURS}self_attn.o_proj.*"),
-            rule(f"{BLOCK}ln_2.*", f"{OURS}mlp_norm.*"),
-            rule(f"{BLOCK}mlp.c_fc.*", f"{OURS}mlp.up_proj.*"),
-            rule(f"{BLOCK}mlp.c_proj.*", f"{OURS}mlp.down_proj.*"),
+            rule(f"{BLOCK}ln_1.*", f"{LAYER}self_attn_norm.*"),
+            *(rule(f"{BLOCK}attn.attention.{part}_proj.*", f"{LAYER}self_attn.{part}_proj.*") for part in "qkv"),
+            rule(f"{BLOCK}attn.attention.out_proj.*", f"{LAYER}self_attn.o_proj.*"),
+            rule(f"{BLOCK}ln_2.*", f"{LAYER}mlp_norm.*"),
+            rule(f"{BLOCK}mlp.c_fc.*", f"{LAYER}mlp.up_proj.*"),
+            rule(f"{BLOCK}mlp.c_proj.*", f"{LAYER}mlp.down_proj.*"),
             rule("transformer.ln_f.*", "model.norm.*"),
             rule("lm_head.weight", "lm_head.weight"),
         ),
     ),
-    bare_prefix="transformer.",
+    base_model_prefix="transformer.",
+    computed=(".attn.attention.bias", ".attn.attention.masked_bias"),
 )

@@ -1,23 +1,21 @@
-"""GPT-J (Wang and Komatsuzaki 2021): one norm before both branches, and a rotation of neighbouring dimensions."""
+"""GPT-J (Wang and Komatsuzaki 2021): `GPTJForCausalLM`. Parallel residual with one norm; interleaved RoPE."""
 
 import math
 
 from ..model.configuration_gpt import GPTConfig
-from .family import Family
-from .gpt2 import FIELDS, canonical
+from .family import Family, same
+from .gpt2 import BLOCK, CAUSAL_MASKS, FIELDS, canonical
 from .storage import Fields, Storage
-from .weights import ROTARY_PAIRS, rule
-
-BLOCK, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
+from .weights import INTERLEAVED_ROPE, LAYER, rule
 
 
 def read(native: Fields) -> Fields:
     head_dim = native["n_embd"] // native["n_head"]
     if not 0 < native["rotary_dim"] <= head_dim:
-        raise ValueError(f"rotary_dim={native['rotary_dim']}: expected 2 to {head_dim}, the width of a head")
+        raise ValueError(f"rotary_dim={native['rotary_dim']}: expected 2 to {head_dim}, the size of a head")
     factor = native["rotary_dim"] / head_dim
     if int(head_dim * factor) < native["rotary_dim"]:
-        factor = math.nextafter(factor, 1.0)  # the division was rounded down
+        factor = math.nextafter(factor, 1.0)  # the quotient was rounded down
     return {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": factor},
     }
@@ -28,9 +26,8 @@ def write(config: GPTConfig) -> Fields:
 
 
 GPTJ = Family(
-    name="gptj",
     storage=Storage("gptj"),
-    fields=FIELDS | {"n_inner": "intermediate_size", "activation_function": "hidden_act", "use_cache": "use_cache"},
+    fields=FIELDS | same("use_cache") | {"n_inner": "intermediate_size", "activation_function": "hidden_act"},
     constants={
         "parallel_residual": True,
         "shared_norm": True,
@@ -43,16 +40,17 @@ GPTJ = Family(
     layouts=(
         (
             rule("transformer.wte.weight", "model.embed_tokens.weight"),
-            rule(f"{BLOCK}ln_1.*", f"{OURS}self_attn_norm.*"),
-            rule(f"{BLOCK}attn.q_proj.*", f"{OURS}self_attn.q_proj.*", ROTARY_PAIRS),
-            rule(f"{BLOCK}attn.k_proj.*", f"{OURS}self_attn.k_proj.*", ROTARY_PAIRS),
-            rule(f"{BLOCK}attn.v_proj.*", f"{OURS}self_attn.v_proj.*"),
-            rule(f"{BLOCK}attn.out_proj.*", f"{OURS}self_attn.o_proj.*"),
-            rule(f"{BLOCK}mlp.fc_in.*", f"{OURS}mlp.up_proj.*"),
-            rule(f"{BLOCK}mlp.fc_out.*", f"{OURS}mlp.down_proj.*"),
+            rule(f"{BLOCK}ln_1.*", f"{LAYER}self_attn_norm.*"),
+            rule(f"{BLOCK}attn.q_proj.*", f"{LAYER}self_attn.q_proj.*", INTERLEAVED_ROPE),
+            rule(f"{BLOCK}attn.k_proj.*", f"{LAYER}self_attn.k_proj.*", INTERLEAVED_ROPE),
+            rule(f"{BLOCK}attn.v_proj.*", f"{LAYER}self_attn.v_proj.*"),
+            rule(f"{BLOCK}attn.out_proj.*", f"{LAYER}self_attn.o_proj.*"),
+            rule(f"{BLOCK}mlp.fc_in.*", f"{LAYER}mlp.up_proj.*"),
+            rule(f"{BLOCK}mlp.fc_out.*", f"{LAYER}mlp.down_proj.*"),
             rule("transformer.ln_f.*", "model.norm.*"),
             rule("lm_head.*", "lm_head.*"),
         ),
     ),
-    bare_prefix="transformer.",
+    base_model_prefix="transformer.",
+    computed=(*CAUSAL_MASKS, ".attn.embed_positions"),
 )

@@ -1,60 +1,49 @@
-"""Llama (Touvron et al. 2023; Dubey et al. 2024)."""
+"""Llama (Touvron et al. 2023; Dubey et al. 2024): `LlamaForCausalLM`."""
 
-from .family import TOKEN_IDS, Family
+from .family import COMMON, Family, same
+from .rope import drop_ignored_rope
 from .storage import Fields, Storage
-from .weights import rule
+from .weights import LAYER, rule
 
-BLOCK = "model.layers.{layer}."
-
-# What Llama, Mixtral and gpt-oss have in common, and name as we do but for the norms.
-FIELDS = TOKEN_IDS | {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "hidden_act": "hidden_act",
-    "max_position_embeddings": "max_position_embeddings",
-    "initializer_range": "initializer_range",
-    "rms_norm_eps": "norm_eps",
-    "use_cache": "use_cache",
-    "tie_word_embeddings": "tie_word_embeddings",
-    "rope_parameters": "rope_parameters",
-    "attention_dropout": "attention_dropout",
-}
+# The fields and tensors that Llama, Mixtral and gpt-oss have in common. Only the norms have other names in hf_gpt.
+FIELDS = (
+    COMMON
+    | same("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    | same("intermediate_size", "hidden_act", "max_position_embeddings", "rope_parameters")
+    | same("attention_dropout", "initializer_range", "use_cache")
+    | {"rms_norm_eps": "norm_eps"}
+)
 CONSTANTS = {"norm_type": "rms_norm", "mlp_type": "glu"}
 SAME_NAMES = (
     rule("model.embed_tokens.weight", "model.embed_tokens.weight"),
-    rule(f"{BLOCK}input_layernorm.weight", f"{BLOCK}self_attn_norm.weight"),
-    *(rule(name, name) for name in (f"{BLOCK}self_attn.{part}_proj.*" for part in "qkvo")),
-    rule(f"{BLOCK}post_attention_layernorm.weight", f"{BLOCK}mlp_norm.weight"),
+    rule(f"{LAYER}input_layernorm.weight", f"{LAYER}self_attn_norm.weight"),
+    *(rule(name, name) for name in (f"{LAYER}self_attn.{part}_proj.*" for part in "qkvo")),
+    rule(f"{LAYER}post_attention_layernorm.weight", f"{LAYER}mlp_norm.weight"),
     rule("model.norm.weight", "model.norm.weight"),
     rule("lm_head.weight", "lm_head.weight"),
 )
+INV_FREQ = (".rotary_emb.inv_freq",)
 
 
-def whole_rotation(native: Fields) -> Fields:
-    """These classes rotate whole heads, whatever `partial_rotary_factor` says."""
-    rope = {name: value for name, value in native["rope_parameters"].items() if name != "partial_rotary_factor"}
-    return native | {"rope_parameters": rope}
+def full_rotation(native: Fields) -> Fields:
+    """Returns a configuration without `partial_rotary_factor`: these classes rotate all dimensions of a head."""
+    return drop_ignored_rope(native, "partial_rotary_factor")
 
 
 def canonical(native: Fields) -> Fields:
     head_dim = native["head_dim"] or native["hidden_size"] // native["num_attention_heads"]
-    return whole_rotation(native) | {"head_dim": head_dim}
+    return full_rotation(native) | {"head_dim": head_dim}
 
 
 LLAMA = Family(
-    name="llama",
     storage=Storage("llama"),
-    fields=FIELDS | {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+    fields=FIELDS | same("attention_bias", "mlp_bias"),
     constants=CONSTANTS,
     canonical=canonical,
-    aside=frozenset({"pretraining_tp"}),
+    passthrough=frozenset({"pretraining_tp"}),
     layouts=(
-        (*SAME_NAMES, *(rule(name, name) for name in (f"{BLOCK}mlp.{n}_proj.*" for n in ("gate", "up", "down")))),
+        (*SAME_NAMES, *(rule(name, name) for name in (f"{LAYER}mlp.{n}_proj.*" for n in ("gate", "up", "down")))),
     ),
-    bare_prefix="model.",
+    base_model_prefix="model.",
+    computed=INV_FREQ,
 )

@@ -1,19 +1,14 @@
-"""Mixtral (Jiang et al. 2024): Llama with eight experts."""
+"""Mixtral (Jiang et al. 2024): `MixtralForCausalLM`. Llama with a mixture of experts."""
 
-from .family import Family
-from .llama import BLOCK, CONSTANTS, FIELDS, SAME_NAMES, canonical
+from .family import Family, same
+from .llama import CONSTANTS, FIELDS, INV_FREQ, SAME_NAMES, canonical
 from .storage import Fields, Storage
-from .weights import EXPERTS, GATED_EXPERTS, TRANSPOSED, rule
+from .weights import LAYER, TRANSPOSED, UNSTACKED_EXPERTS, UNSTACKED_GATED_EXPERTS, rule
 
-ROUTING = {
-    "num_local_experts": "num_local_experts",
-    "num_experts_per_tok": "num_experts_per_tok",
-    "router_aux_loss_coef": "router_aux_loss_coef",
-    "output_router_logits": "output_router_logits",
-}
-# One loss for all layers, as the classes of transformers have it.
+ROUTING = same("num_local_experts", "num_experts_per_tok", "router_aux_loss_coef", "output_router_logits")
+# The balancing loss of transformers: over the tokens of all layers together.
 POOLED = {"router_aux_loss_type": "pooled"}
-SPARSE, OURS = f"{BLOCK}block_sparse_moe.", f"{BLOCK}mlp."
+SPARSE, MLP = f"{LAYER}block_sparse_moe.", f"{LAYER}mlp."
 
 
 def read(native: Fields) -> Fields:
@@ -22,28 +17,28 @@ def read(native: Fields) -> Fields:
 
 
 MIXTRAL = Family(
-    name="mixtral",
     storage=Storage("mixtral"),
-    fields=FIELDS | ROUTING | {"router_jitter_noise": "router_jitter_noise", "sliding_window": "sliding_window"},
+    fields=FIELDS | ROUTING | same("router_jitter_noise", "sliding_window"),
     constants=CONSTANTS | POOLED | {"attention_bias": False, "mlp_bias": False},
     read=read,
     canonical=canonical,
     layouts=(
         (
             *SAME_NAMES,
-            rule(f"{SPARSE}gate.weight", f"{OURS}router.weight"),
+            rule(f"{SPARSE}gate.weight", f"{MLP}router.weight"),
             rule(
                 (f"{SPARSE}experts.{{expert}}.w1.weight", f"{SPARSE}experts.{{expert}}.w3.weight"),
-                f"{OURS}experts.gate_up_proj",
-                GATED_EXPERTS,
+                f"{MLP}experts.gate_up_proj",
+                UNSTACKED_GATED_EXPERTS,
             ),
-            rule(f"{SPARSE}experts.{{expert}}.w2.weight", f"{OURS}experts.down_proj", EXPERTS),
+            rule(f"{SPARSE}experts.{{expert}}.w2.weight", f"{MLP}experts.down_proj", UNSTACKED_EXPERTS),
         ),
-        (  # as transformers holds it, and saves it on request
+        (  # as in memory, and as `save_pretrained(save_original_format=False)` writes it
             *SAME_NAMES,
-            rule(f"{OURS}gate.weight", f"{OURS}router.weight"),
-            *(rule(name, name, TRANSPOSED) for name in (f"{OURS}experts.gate_up_proj", f"{OURS}experts.down_proj")),
+            rule(f"{MLP}gate.weight", f"{MLP}router.weight"),
+            *(rule(name, name, TRANSPOSED) for name in (f"{MLP}experts.gate_up_proj", f"{MLP}experts.down_proj")),
         ),
     ),
-    bare_prefix="model.",
+    base_model_prefix="model.",
+    computed=INV_FREQ,
 )

@@ -1,12 +1,12 @@
-"""GPT-1 (Radford et al. 2018), as `OpenAIGPTLMHeadModel` stores it."""
+"""GPT-1 (Radford et al. 2018): `OpenAIGPTLMHeadModel`. Post-norm, without a final norm."""
 
 from ..model.configuration_gpt import GPTConfig
 from .family import Family
-from .gpt2 import CONV1D_BLOCK, FIELDS, GPT2
+from .gpt2 import CAUSAL_MASKS, CONV1D_BLOCK, FIELDS, GPT2
 from .storage import Fields, Storage
 from .weights import rule
 
-# Its activations by their names there: what it calls GELU is the approximation by tanh.
+# Native activations; what GPT-1 calls `gelu` is the approximation by tanh.
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "swish"}
 NATIVE_ACTIVATIONS = {ours: native for native, ours in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu"}
 
@@ -24,13 +24,12 @@ def write(config: GPTConfig) -> Fields:
 
 
 OPENAI_GPT = Family(
-    name="openai-gpt",
     storage=Storage("openai-gpt"),
     fields=FIELDS,
     constants={"position_embedding_type": "learned", "norm_position": "post"},
     read=read,
     write=write,
-    aside=GPT2.aside,
+    passthrough=GPT2.passthrough,
     layouts=(
         (
             rule("transformer.tokens_embed.weight", "model.embed_tokens.weight"),
@@ -39,5 +38,6 @@ OPENAI_GPT = Family(
             rule("lm_head.weight", "lm_head.weight"),
         ),
     ),
-    bare_prefix="transformer.",
+    base_model_prefix="transformer.",
+    computed=(*CAUSAL_MASKS, ".position_ids"),
 )

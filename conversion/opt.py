@@ -1,12 +1,12 @@
-"""OPT (Zhang et al. 2022): positions begin in the third row of their table; 350M is post-norm and factorised."""
+"""OPT (Zhang et al. 2022): `OPTForCausalLM`. Position 0 is row 2 of the table; 350M is post-norm and factorized."""
 
 from ..model.configuration_gpt import GPTConfig
-from .family import TOKEN_IDS, Family
+from .family import COMMON, Family, same
 from .storage import Fields, Storage
-from .weights import rule
+from .weights import LAYER, rule
 
 DECODER = "model.decoder."
-BLOCK, OURS = "model.decoder.layers.{layer}.", "model.layers.{layer}."
+BLOCK = "model.decoder.layers.{layer}."
 
 
 def canonical(native: Fields) -> Fields:
@@ -34,25 +34,17 @@ def write(config: GPTConfig) -> Fields:
 
 
 OPT = Family(
-    name="opt",
     storage=Storage("opt"),
-    fields=TOKEN_IDS
+    fields=COMMON
+    | same("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    | same("attention_dropout", "layerdrop", "use_cache")
     | {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
         "word_embed_proj_dim": "embedding_size",
-        "num_hidden_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
         "ffn_dim": "intermediate_size",
-        "max_position_embeddings": "max_position_embeddings",
         "activation_function": "hidden_act",
         "enable_bias": "attention_bias",
         "dropout": "residual_dropout",
-        "attention_dropout": "attention_dropout",
-        "layerdrop": "layerdrop",
         "init_std": "initializer_range",
-        "use_cache": "use_cache",
-        "tie_word_embeddings": "tie_word_embeddings",
     },
     constants={"position_embedding_type": "learned", "position_offset": 2},
     read=read,
@@ -63,16 +55,16 @@ OPT = Family(
             rule(f"{DECODER}embed_tokens.weight", "model.embed_tokens.weight"),
             rule(f"{DECODER}embed_positions.weight", "model.embed_positions.weight"),
             rule(f"{DECODER}project_in.weight", "model.project_in.weight"),
-            rule(f"{BLOCK}self_attn_layer_norm.*", f"{OURS}self_attn_norm.*"),
-            *(rule(f"{BLOCK}self_attn.{part}_proj.*", f"{OURS}self_attn.{part}_proj.*") for part in "qkv"),
-            rule(f"{BLOCK}self_attn.out_proj.*", f"{OURS}self_attn.o_proj.*"),
-            rule(f"{BLOCK}final_layer_norm.*", f"{OURS}mlp_norm.*"),
-            rule(f"{BLOCK}fc1.*", f"{OURS}mlp.up_proj.*"),
-            rule(f"{BLOCK}fc2.*", f"{OURS}mlp.down_proj.*"),
+            rule(f"{BLOCK}self_attn_layer_norm.*", f"{LAYER}self_attn_norm.*"),
+            *(rule(f"{BLOCK}self_attn.{part}_proj.*", f"{LAYER}self_attn.{part}_proj.*") for part in "qkv"),
+            rule(f"{BLOCK}self_attn.out_proj.*", f"{LAYER}self_attn.o_proj.*"),
+            rule(f"{BLOCK}final_layer_norm.*", f"{LAYER}mlp_norm.*"),
+            rule(f"{BLOCK}fc1.*", f"{LAYER}mlp.up_proj.*"),
+            rule(f"{BLOCK}fc2.*", f"{LAYER}mlp.down_proj.*"),
             rule(f"{DECODER}final_layer_norm.*", "model.norm.*"),
             rule(f"{DECODER}project_out.weight", "model.project_out.weight"),
             rule("lm_head.weight", "lm_head.weight"),
         ),
     ),
-    bare_prefix="model.",
+    base_model_prefix="model.",
 )

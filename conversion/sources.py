@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, or a repository on the Hub."""
+"""The folder of a checkpoint: a local one, or the download of a repository on the Hub."""
 
 from pathlib import Path
 
@@ -11,19 +11,24 @@ OTHERS = (".json", ".txt", ".jinja", ".tiktoken", ".model", ".bpe")
 
 
 def locate(source: str | Path) -> Path:
-    """The folder itself, or that of a download: safetensors where there are any, and no subfolders.
+    """Returns a local folder unchanged, or downloads a repository from the Hub.
+
+    Of a repository, only files of the top folder are downloaded: safetensors, or pickles where there are none.
+
+    Args:
+        source: a folder or a Hub id.
 
     Raises:
-        FileNotFoundError: there is neither such a folder nor such a repository.
+        FileNotFoundError: `source` is neither a folder nor a repository.
     """
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():
-        raise FileNotFoundError(f"{source} is a file: expected the folder that holds it")
+        raise FileNotFoundError(f"{source} is a file: expected the folder that contains it")
     try:
         files = [name for name in HfApi().list_repo_files(str(source)) if "/" not in name]
     except HFValidationError:
-        raise FileNotFoundError(f"{source} is no folder") from None
+        raise FileNotFoundError(f"{source} is not a folder") from None
     except OfflineModeIsEnabled:
         return Path(snapshot_download(str(source), local_files_only=True))
     weights = [name for name in files if name.endswith(WEIGHTS)] or [name for name in files if name.endswith(PICKLES)]

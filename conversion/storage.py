@@ -1,9 +1,10 @@
-"""How a native model lies in its folder: `config.json` and weights, as transformers writes them."""
+"""How a native model is stored in its folder: `config.json` and weight files, as transformers writes them."""
 
 import json
-from dataclasses import fields as declared
+from dataclasses import dataclass
+from dataclasses import fields as declared_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,63 +17,93 @@ from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
 
-# Written anew, absorbed by `rope_parameters` or `attention_types`, or, as what names code to run, never handed on.
-NOT_KEPT = {
+# Fields of config.json that are not copied: written anew, replaced by `rope_parameters`, describing quantized weights,
+# or naming code to run.
+NOT_COPIED = {
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
-    *("rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"),
-    *("original_max_position_embeddings", "attention_layers"),
-    *("auto_map", "quantization_config", "_name_or_path", "_commit_hash"),
+    *("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
+    *("quantization_config", "auto_map", "_name_or_path", "_commit_hash"),
 }
 
 
 def read_json(file: Path) -> Fields:
+    """Returns the JSON object in a file.
+
+    Raises:
+        ValueError: the file contains something else.
+    """
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object")
     return content
 
 
+@dataclass(frozen=True)
 class Storage:
-    """A family of transformers, by its `model_type`."""
+    """The folder of a model of transformers."""
 
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
+    name: str
+    """Name of the family: the `model_type` of its class in transformers."""
+    attributes: tuple[str, ...] = ()
+    """Attributes of the native configuration that are not fields, but that config.json contains and the class reads."""
+    replaced: tuple[str, ...] = ()
+    """Earlier fields of config.json that the native class replaces by others."""
+    quantization: str | None = None
+    """The `quant_method` of quantized weights that one of the family's layouts dequantizes."""
+
+    file: ClassVar[str] = CONFIG_NAME
+    """The file by which a folder is recognized."""
+
+    def recognizes(self, folder: Path, stored: Fields | None) -> bool:
+        """True if a folder contains a model of this family.
+
+        Args:
+            stored: the content of its config.json, None without one.
+        """
+        return stored is not None and stored.get("model_type") == self.name
 
     def read_fields(self, folder: Path) -> tuple[Fields, Fields]:
-        """Every field that the native class declares, defaults filled in; and what else config.json holds."""
+        """Returns every field that the native class declares, with defaults, and what else config.json contains.
+
+        Raises:
+            ValueError: config.json is not valid, or describes weights in a quantization that is not read.
+        """
         stored = read_json(folder / CONFIG_NAME)
-        quantised = stored.get("quantization_config")
-        if quantised is not None and quantised.get("quant_method") != "mxfp4":
-            method = quantised.get("quant_method")
-            raise ValueError(f"quantization_config: weights quantised by {method} cannot be converted")
-        native = CONFIG_MAPPING[self.model_type]
+        if (quantization := stored.pop("quantization_config", None)) is not None:
+            method = quantization.get("quant_method")
+            if method is None or method != self.quantization:
+                raise ValueError(f"quantization_config: weights quantized by {method} cannot be converted")
+        native = CONFIG_MAPPING[self.name]
         try:
-            config = native.from_dict({name: value for name, value in stored.items() if name != "quantization_config"})
+            config = native.from_dict(dict(stored))
         except (StrictDataclassError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / CONFIG_NAME} is no configuration of {self.model_type}: {error}") from None
-        common = {field.name for field in declared(PreTrainedConfig)}
-        values = {field.name: getattr(config, field.name) for field in declared(native) if field.name not in common}
-        values |= {name: getattr(config, name) for name in ("attention_layers",) if hasattr(config, name)}
+            raise ValueError(f"{folder / CONFIG_NAME} is not a configuration of {self.name}: {error}") from None
+        common = {field.name for field in declared_fields(PreTrainedConfig)}
+        own = [field.name for field in declared_fields(native) if field.name not in common]
+        values = {name: getattr(config, name) for name in (*own, *self.attributes)}
         if values.get("rope_parameters"):
-            config.standardize_rope_params()  # as every model does: a field beside them may have a say
+            config.standardize_rope_params()  # as every model does: merges the fields beside `rope_parameters`
             values["rope_parameters"] = {n: value for n, value in config.rope_parameters.items() if n != "type"}
-        known = {*values, *NOT_KEPT, *native.attribute_map}
+        known = {*values, *NOT_COPIED, *self.replaced, *native.attribute_map}
         return values, {name: value for name, value in stored.items() if name not in known}
 
     def open(self, folder: Path) -> Checkpoint:
+        """Returns the tensors of a folder."""
         return Checkpoint(folder)
 
     def write(self, folder: Path, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track) -> None:
+        """Writes the weights and the configuration of a native model."""
         write_shards(folder, weights, max_shard_size, track)
-        kept = {name: value for name, value in fields.items() if name not in NOT_KEPT}
-        config = CONFIG_MAPPING[self.model_type].from_dict(kept)
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.model_type]]
+        omitted = {*NOT_COPIED, *self.replaced, *self.attributes}
+        copied = {name: value for name, value in fields.items() if name not in omitted}
+        config = CONFIG_MAPPING[self.name].from_dict(copied)
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.name]]
         config.dtype = weights.dtype
         config.save_pretrained(folder)
 
     def load(self, folder: Path) -> PreTrainedModel:
-        """The native model itself, in float32, for comparison."""
+        """Returns the native model in float32, for comparison."""
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""The tokenizer beside a checkpoint goes with it."""
+"""The tokenizer of a checkpoint: loaded from any of its formats, and copied with the model."""
 
 import json
 import shutil
@@ -12,28 +12,25 @@ from ..tokenization.openai_formats import ENCODINGS, tokenizer_from_tiktoken, to
 from .storage import read_json
 
 TOKENIZER = "tokenizer.json"
-# What stands beside it, in one checkpoint or another.
-BESIDE = (
+HF_PAIR = ("vocab.json", "merges.txt")
+OPENAI_PAIRS = (("encoder.json", "vocab.bpe"), ("encoder_bpe_40000.json", "vocab_40000.bpe"))  # vocabulary, merges
+# Files that some checkpoints have beside tokenizer.json or instead of it, and that the native tokenizer class reads.
+COMPANIONS = (
     *(TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "tokenizer.model"),
-)
-# OpenAI's own files: a vocabulary, and the merges.
-PAIRS = (
-    ("encoder.json", "vocab.bpe"),
-    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
-    ("vocab.json", "merges.txt"),
+    *(*HF_PAIR, "tokenizer.model"),
 )
 
 
 def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
-    """A tokenizer in any form: a folder or Hub id, OpenAI's files in a folder, or a file of tiktoken's ranks.
+    """Returns the tokenizer in a folder, on the Hub, or in a `.tiktoken` file.
 
     Args:
-        options: of `AutoTokenizer.from_pretrained`.
+        name: a folder in any format that `convert` reads, a Hub id, or a `.tiktoken` file named after its encoding.
+        options: keyword arguments of `AutoTokenizer.from_pretrained`.
 
     Raises:
-        OSError: there is none, or it is damaged.
-        ValueError: a file of ranks does not have the name of its encoding.
+        OSError: there is no tokenizer, or it is damaged.
+        ValueError: a `.tiktoken` file is not named after an encoding.
     """
     path = Path(name)
     if path.suffix == ".tiktoken" and path.is_file():
@@ -44,37 +41,38 @@ def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
         return tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise OSError(f"{name} is no folder with a tokenizer, and no tokenizer on the Hub: {error}") from error
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise OSError(f"{name} is neither a folder with a tokenizer nor a tokenizer on the Hub: {error}") from error
 
 
-def carry_tokenizer(source: Path, out: Path) -> None:
-    """Put the tokenizer of `source`, if there is one, into `out` as a stock tokenizer.json.
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Writes the tokenizer of a checkpoint, if it has one, as `tokenizer.json` into another folder.
 
-    An existing tokenizer.json is copied as it is, with what stands beside it.
+    An existing `tokenizer.json` is copied unchanged, with its companions.
     """
     if (source / TOKENIZER).is_file():
-        for name in (TOKENIZER, *BESIDE):
+        for name in (TOKENIZER, *COMPANIONS):
             if (source / name).is_file():
                 shutil.copyfile(source / name, out / name)
-        _name_its_class(source, out)
+        _add_tokenizer_class(source, out)
     elif (tokenizer := _build(source)) is not None:
         tokenizer.save_pretrained(out)
 
 
 def _build(source: Path) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer of a folder without `tokenizer.json`, None without a tokenizer."""
     for ranks in sorted(source.glob("*.tiktoken")):
         return tokenizer_from_tiktoken(ranks, ranks.stem)
-    native = (source / CONFIG_NAME).is_file() and any((source / name).is_file() for name in BESIDE)
-    for vocabulary, merges in PAIRS:
-        openai = vocabulary != "vocab.json"
-        if (source / vocabulary).is_file() and (source / merges).is_file() and (openai or not native):
+    is_native = (source / CONFIG_NAME).is_file() and any((source / name).is_file() for name in COMPANIONS)
+    # The native class reads its own pair, with options that the two files do not contain.
+    for vocabulary, merges in OPENAI_PAIRS if is_native else (*OPENAI_PAIRS, HF_PAIR):
+        if (source / vocabulary).is_file() and (source / merges).is_file():
             return tokenizer_from_vocab_and_merges(source / vocabulary, source / merges)
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False) if native else None
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False) if is_native else None
 
 
-def _name_its_class(source: Path, out: Path) -> None:
-    # Where it is not named, AutoTokenizer asks the model type, which is another one now.
+def _add_tokenizer_class(source: Path, out: Path) -> None:
+    """Names the tokenizer class, which AutoTokenizer otherwise derives from the model type, now another one."""
     settings = out / TOKENIZER_CONFIG_FILE
     stored = read_json(settings) if settings.is_file() else {}
     if "tokenizer_class" not in stored:

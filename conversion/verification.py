@@ -1,11 +1,12 @@
-"""A converted model beside the native one: how far apart their logits are."""
+"""Compares the logits of a converted model with those of the native one."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ..data.text_sources import standard_library_documentation
 from ..model.configuration_gpt import GPTConfig
@@ -14,14 +15,16 @@ from .families import find_family
 from .sources import locate
 from .tokenizers import TOKENIZER
 
-LENGTH = 128  # tokens in a row, where the model takes as many
+LENGTH = 128  # tokens per row, or `max_position_embeddings` if that is less
 
 
 class Difference(NamedTuple):
-    """The largest difference between two models' logits on some tokens, and the largest of these logits."""
+    """How far the logits of two models on the same tokens are apart."""
 
     largest: float
+    """The largest absolute difference of two logits."""
     scale: float
+    """The largest absolute logit of the native model."""
 
     @property
     def relative(self) -> float:
@@ -29,36 +32,39 @@ class Difference(NamedTuple):
 
 
 def verify(ours: str | Path, native: str | Path, family: str) -> dict[str, Difference]:
-    """Run both sides of a conversion in float32, one after the other, and compare their logits.
+    """Runs both models of a conversion in float32, one after the other, and compares their logits.
 
     Args:
         ours: folder or Hub id of the model of hf_gpt.
-        native: of the native one.
-        family: what the native one is, one of `FAMILIES`.
+        native: folder or Hub id of the native model.
+        family: the family of the native model, one of `FAMILIES`.
 
     Returns:
-        The difference on `random tokens`, and, where there is a tokenizer, on `real tokens`, those of documentation.
+        The difference on `random tokens` and, if there is a tokenizer, on `real tokens`, those of documentation.
     """
     ours, native = locate(ours), locate(native)
     inputs = _inputs(ours)
-
-    @torch.no_grad()
-    def logits(load, folder: Path) -> dict[str, torch.Tensor]:
-        model = load(folder).eval()
-        outputs = {name: model(ids).logits for name, ids in inputs.items()}
-        del model
-        gc.collect()  # before the other one is loaded
-        return outputs
-
-    expected = logits(find_family(family).storage.load, native)
-    actual = logits(lambda folder: GPTForCausalLM.from_pretrained(folder, dtype=torch.float32), ours)
+    expected = _logits(find_family(family).storage.load, native, inputs)
+    actual = _logits(lambda folder: GPTForCausalLM.from_pretrained(folder, dtype=torch.float32), ours, inputs)
     return {
         name: Difference((actual[name] - expected[name]).abs().max().item(), expected[name].abs().max().item())
         for name in inputs
     }
 
 
+@torch.no_grad()
+def _logits(
+    load: Callable[[Path], PreTrainedModel], folder: Path, inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    model = load(folder).eval()
+    logits = {name: model(ids).logits for name, ids in inputs.items()}
+    del model
+    gc.collect()  # before the other model is loaded
+    return logits
+
+
 def _inputs(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns token ids of shape (rows, length) by name."""
     config = GPTConfig.from_pretrained(folder)
     length = min(LENGTH, config.max_position_embeddings)
     ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..conversion.checkpoints import Weights
-from ..conversion.engine import SHARD_SIZE, read_ours, weights_of, write_ours
+from ..conversion.engine import SHARD_SIZE, model_tensors, read_model, write_model
 from ..conversion.sources import locate
 from ..model.configuration_gpt import GPTConfig
 from .rebuild import Model, ReadWeight, rebuild
@@ -118,13 +118,13 @@ def upcycle_checkpoint(
         OSError: files are missing or damaged, `out` is not empty, or the disk is full.
     """
     source = locate(src)
-    dense, checkpoint, _ = read_ours(source)
+    dense, checkpoint, _ = read_model(source)
     plan = plan_upcycling(dense, num_experts, num_experts_per_tok, **options)
     dtype = next(iter(checkpoint.meta.values())).dtype
-    meta = {name: checkpoint.meta.get(name, tensor.to(dtype)) for name, tensor in weights_of(plan.config).items()}
+    meta = {name: checkpoint.meta.get(name, tensor.to(dtype)) for name, tensor in model_tensors(plan.config).items()}
     weights = Weights(meta, lambda name: plan.make_weight(name, checkpoint.read))
     target = json.dumps([plan.config.to_dict(), *plan[1:]], sort_keys=True)
-    return write_ours(out, source, target, plan.config, weights, max_shard_size, show_progress)
+    return write_model(out, source, target, plan.config, weights, max_shard_size, show_progress)
 
 
 class UpcyclingPlan(NamedTuple):
