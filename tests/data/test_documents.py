@@ -6,7 +6,7 @@ import pytest
 
 from hf_gpt.data import documents
 from hf_gpt.data.documents import read_documents
-from hf_gpt.tokenization.pieces import PIECE
+from hf_gpt.tokenization.chunking import CHUNK_CHARACTERS
 
 LONG = "to be, or not to be: \r\n红楼梦。\t" * 4000
 
@@ -45,12 +45,12 @@ def write_parquet(folder, texts):
 WRITERS = [write_text, write_compressed_text, write_lines, write_compressed_lines, write_parquet]
 
 
-def joined(pieces) -> list[str]:
+def join_documents(chunks) -> list[str]:
     texts, parts = [], []
-    for piece in pieces:
-        assert not piece.flaw
-        parts.append(piece.text)
-        if piece.ends_document:
+    for chunk in chunks:
+        assert not chunk.error
+        parts.append(chunk.text)
+        if chunk.ends_document:
             texts.append("".join(parts))
             parts = []
     assert not parts
@@ -59,55 +59,55 @@ def joined(pieces) -> list[str]:
 
 @pytest.fixture(params=WRITERS, ids=lambda write: write.__name__)
 def written(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "BLOCK", 1000)  # which characters and line ends go across
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)  # splits characters and line ends
     return request.param(tmp_path, [LONG, "short", "\x00\ufeffNUL and BOM\r", LONG[::-1]])
 
 
-def test_documents_are_as_they_were_written(written):
+def test_documents_are_unchanged(written):
     path, texts = written
-    assert joined(read_documents(path)) == texts
+    assert join_documents(read_documents(path)) == texts
     whole = list(read_documents(path, whole=True))
-    assert [piece.text for piece in whole] == texts
+    assert [chunk.text for chunk in whole] == texts
 
 
-def test_no_piece_is_long(written):
+def test_length_of_chunks(written):
     path, texts = written
-    pieces = list(read_documents(path))
-    assert len(pieces) > len(texts)
-    assert max(len(piece.text) for piece in pieces) <= PIECE
+    chunks = list(read_documents(path))
+    assert len(chunks) > len(texts)
+    assert max(len(chunk.text) for chunk in chunks) <= CHUNK_CHARACTERS
 
 
-def test_reading_goes_on_where_a_piece_says(written):
+def test_reading_resumes_after_a_chunk(written):
     path, _ = written
-    pieces = list(read_documents(path))
-    resumed = [number for number, piece in enumerate(pieces) if piece.position is not None]
-    assert resumed
-    for number in resumed:
-        rest = list(read_documents(path, position=pieces[number].position))
-        assert "".join(piece.text for piece in rest) == "".join(piece.text for piece in pieces[number + 1 :])
+    chunks = list(read_documents(path))
+    resumable = [number for number, chunk in enumerate(chunks) if chunk.position is not None]
+    assert resumable
+    for number in resumable:
+        rest = list(read_documents(path, position=chunks[number].position))
+        assert "".join(chunk.text for chunk in rest) == "".join(chunk.text for chunk in chunks[number + 1 :])
 
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
-    ("content", "flaw"),
+    ("content", "error"),
     [
         (b"", "is empty"),
         (b"good \xff bad", "is not UTF-8 text: byte 5 is 0xff"),
-        (b"x" * 999 + "红".encode()[:2] + b" ", "is not UTF-8 text: byte 999 is 0xe7"),  # across blocks
+        (b"x" * 999 + "红".encode()[:2] + b" ", "is not UTF-8 text: byte 999 is 0xe7"),  # split by two blocks
         ("红".encode()[:2], "is not UTF-8 text: it ends within a character"),
         ("text".encode("utf-16"), "is not UTF-8 text: byte 0 is 0xff"),
     ],
 )
-def test_a_file_that_is_no_text(tmp_path, monkeypatch, content, flaw, whole):
-    monkeypatch.setattr(documents, "BLOCK", 1000)
+def test_file_that_is_not_text(tmp_path, monkeypatch, content, error, whole):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
-    (piece,) = read_documents(path, whole=whole)
-    assert not piece.text
-    assert piece.flaw.startswith(f"{path} {flaw}")
+    (chunk,) = read_documents(path, whole=whole)
+    assert not chunk.text
+    assert chunk.error.startswith(f"{path} {error}")
 
 
-def test_rows_that_hold_no_text(tmp_path):
+def test_rows_that_are_not_text(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [
         '{"text": "a"}',
@@ -121,14 +121,14 @@ def test_rows_that_hold_no_text(tmp_path):
         "[" * 200_000,
     ]
     path.write_text("\n".join(rows))
-    pieces = list(read_documents(path))
-    assert [piece.text for piece in pieces if not piece.flaw] == ["a", "c"]
-    flaws = [piece.flaw.removeprefix(f"{path}, ") for piece in pieces if piece.flaw]
-    assert flaws == [
+    chunks = list(read_documents(path))
+    assert [chunk.text for chunk in chunks if not chunk.error] == ["a", "c"]
+    errors = [chunk.error.removeprefix(f"{path}, ") for chunk in chunks if chunk.error]
+    assert errors == [
         "byte 14 is not JSON",
         "byte 16 has no 'text'",
         "byte 19 has no 'text'",
-        "byte 33 is no text but NoneType",
+        "byte 33 is not text but NoneType",
         "byte 48 is empty",
         "byte 61 is not Unicode: character 0 is half a surrogate pair",
         "byte 94 is not JSON",
@@ -137,7 +137,7 @@ def test_rows_that_hold_no_text(tmp_path):
 
 def test_another_column(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"body": "b"}')
-    assert joined(read_documents(tmp_path / "rows.jsonl", column="body")) == ["b"]
+    assert join_documents(read_documents(tmp_path / "rows.jsonl", column="body")) == ["b"]
 
 
 def test_bad_files(tmp_path, monkeypatch):
@@ -147,8 +147,8 @@ def test_bad_files(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"damaged\.txt\.gz is damaged"):
         list(read_documents(tmp_path / "damaged.txt.gz"))
     path, _ = write_parquet(tmp_path, ["a"])
-    (piece,) = read_documents(path, column="body")
-    assert piece.flaw == f"{path}, all rows has no column 'body', but text"
+    (chunk,) = read_documents(path, column="body")
+    assert chunk.error == f"{path}, every row has no column 'body': expected one of text"
     (tmp_path / "damaged.parquet").write_bytes(path.read_bytes()[:-9])
     with pytest.raises(OSError, match=r"damaged\.parquet is damaged"):
         list(read_documents(tmp_path / "damaged.parquet"))

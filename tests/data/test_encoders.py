@@ -1,5 +1,6 @@
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hf_gpt.data.encoders import build_encoder
-from hf_gpt.tokenization.building import SPLIT_PATTERNS, load_tokenizer, train_tokenizer
+from hf_gpt.tokenization import load_tokenizer, train_tokenizer
+from hf_gpt.tokenization.split_patterns import SPLIT_PATTERNS
 
 TEXT = "The cat sat on the mat. It's 12345 o'clock!\n\n\tdef f(x):\n        return x\n红楼梦 第一回 🐈‍⬛\r\n"
 TOKENIZERS = {pattern: train_tokenizer([TEXT * 3], 400, pattern) for pattern in SPLIT_PATTERNS}
@@ -29,7 +31,7 @@ def test_both_engines_give_the_ids_of_the_tokenizer(pattern, text):
 
 @pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_texts_together_have_the_ids_of_each(engine, count):
+def test_texts_of_one_call_have_the_ids_of_each(engine, count):
     encoder = build_encoder(TOKENIZERS["gpt2"], engine)
     tricky = [TEXT, "", " <|", "<|between two texts|>", "between two texts|> <|between two texts|>"]
     for texts in itertools.permutations(tricky, count):
@@ -48,13 +50,13 @@ def test_no_text_becomes_a_control_token(engine):
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(300, np.uint16), (65536, np.uint16), (65537, np.uint32)])
-def test_the_smallest_type_that_holds_every_id(size, dtype):
+def test_smallest_integer_type(size, dtype):
     tokenizer = train_tokenizer([TEXT], 300)
     tokenizer.add_tokens([f"<{number}>" for number in range(300, size)])
     assert build_encoder(tokenizer).dtype == dtype
 
 
-def changed(change) -> PreTrainedTokenizerFast:
+def train_and_change(change) -> PreTrainedTokenizerFast:
     tokenizer = train_tokenizer([TEXT * 3], 400)
     change(tokenizer)
     return tokenizer
@@ -90,21 +92,21 @@ def split_at_blanks(tokenizer):
 @pytest.mark.parametrize(
     "change", [swap_two_merges, drop_a_merge, normalize, add_a_word, split_at_blanks], ids=lambda f: f.__name__
 )
-def test_tiktoken_stands_in_only_where_it_is_exact(change):
-    tokenizer = changed(change)
+def test_tiktoken_is_used_only_where_it_is_exact(change):
+    tokenizer = train_and_change(change)
     encoder = build_encoder(tokenizer)
     assert encoder.engine == "tokenizers"
     assert encoder.encode([TEXT])[0].tolist() == tokenizer(TEXT)["input_ids"]
-    with pytest.raises(ValueError, match="tiktoken's engine cannot stand in for this tokenizer: expected"):
+    with pytest.raises(ValueError, match="engine='tiktoken' would not give the ids of this tokenizer: expected"):
         build_encoder(tokenizer, "tiktoken")
 
 
-def test_a_stock_byte_level_tokenizer_is_known_too():
+def test_built_in_byte_level_pattern():
     def use_the_built_in_pattern(tokenizer):
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
-    encoder = build_encoder(changed(use_the_built_in_pattern))
-    assert (encoder.engine, encoder.divisible) == ("tiktoken", True)
+    encoder = build_encoder(train_and_change(use_the_built_in_pattern))
+    assert (encoder.engine, encoder.is_chunkable) == ("tiktoken", True)
     assert encoder.encode([TEXT])[0].tolist() == TOKENIZERS["gpt2"](TEXT)["input_ids"]
 
 
@@ -112,22 +114,22 @@ def test_without_tiktoken(monkeypatch):
     monkeypatch.setattr("hf_gpt.data.encoders.find_spec", lambda name: None)
     encoder = build_encoder(TOKENIZERS["gpt2"])
     assert encoder.engine == "tokenizers"
-    assert encoder.divisible
-    monkeypatch.setitem(__import__("sys").modules, "tiktoken", None)
+    assert encoder.is_chunkable
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[fast\]'"):
         build_encoder(TOKENIZERS["gpt2"], "tiktoken")
 
 
 @pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
 @pytest.mark.parametrize("blanks", [" ", "\n", " \t"])
-def test_more_blanks_than_tiktoken_can_take(pattern, blanks):
+def test_more_blanks_than_tiktoken_supports(pattern, blanks):
     text = "a" + blanks * 1_100_000 + "b"
     fast, slow = (build_encoder(TOKENIZERS[pattern], engine) for engine in ("tiktoken", "tokenizers"))
     for texts in ([text], ["x", text, "y"]):
         assert all(np.array_equal(a, b) for a, b in zip(fast.encode(texts), slow.encode(texts), strict=True))
 
 
-def of_words(vocab: list[str], **roles) -> PreTrainedTokenizerFast:
+def build_word_level_tokenizer(vocab: list[str], **roles) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocab)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
@@ -136,26 +138,26 @@ def of_words(vocab: list[str], **roles) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: of_words(["<unk>", "</s>", "a"], eos_token="</s>", unk_token="<unk>"), "</s>"),
-        (lambda: of_words(["<unk>", "a"], eos_token="<unk>", unk_token="<unk>"), "<unk>"),
+        (lambda: build_word_level_tokenizer(["<unk>", "</s>", "a"], eos_token="</s>", unk_token="<unk>"), "</s>"),
+        (lambda: build_word_level_tokenizer(["<unk>", "a"], eos_token="<unk>", unk_token="<unk>"), "<unk>"),
         (lambda: load_tokenizer(eos_token="."), "."),
         (lambda: load_tokenizer(pad_token="!"), "!"),
     ],
 )
-def test_a_tokenizer_to_which_text_is_a_control_token_is_refused(make, text):
+def test_text_that_becomes_a_control_token_raises(make, text):
     with pytest.raises(ValueError, match=rf"the text {text!r} would become .* expected special tokens that no text"):
         build_encoder(make())
 
 
-def test_an_unknown_word_is_no_control_token():
-    encoder = build_encoder(of_words(["<unk>", "a"], unk_token="<unk>"))
+def test_unknown_word_is_not_a_control_token():
+    encoder = build_encoder(build_word_level_tokenizer(["<unk>", "a"], unk_token="<unk>"))
     assert encoder.encode(["a b"])[0].tolist() == [1, 0]
 
 
-def test_a_tokenizer_with_words_of_its_own_is_not_cut():
-    assert not build_encoder(changed(add_a_word)).divisible
+def test_tokenizer_with_added_words_is_not_chunkable():
+    assert not build_encoder(train_and_change(add_a_word)).is_chunkable
 
 
-def test_an_unknown_engine():
+def test_unknown_engine():
     with pytest.raises(ValueError, match="engine='quick': expected tiktoken or tokenizers"):
         build_encoder(TOKENIZERS["gpt2"], "quick")

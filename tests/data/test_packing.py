@@ -8,14 +8,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_gpt.data.packing import TokenBlocks
-from hf_gpt.data.token_files import Tokens, encode_texts, tokenize_files
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.data.token_files import Tokens
+from hf_gpt.data.tokenizing import encode_texts, tokenize_files
+from hf_gpt.tokenization import train_tokenizer
 
 LENGTHS = [3, 1, 9, 4, 8, 20, 2]
 
 
-def numbered(shard_lengths=(5, 1, 30, 11)) -> Tokens:
-    """Documents of these lengths, whose tokens count on; shards end anywhere."""
+def number_tokens(shard_lengths=(5, 1, 30, 11)) -> Tokens:
+    """Returns consecutive numbers as the tokens of documents of `LENGTHS`; shards end within documents."""
     flat = np.arange(sum(LENGTHS), dtype=np.uint16)
     assert sum(shard_lengths) == len(flat)
     shards = np.split(flat, np.cumsum(shard_lengths)[:-1])
@@ -23,8 +24,8 @@ def numbered(shard_lengths=(5, 1, 30, 11)) -> Tokens:
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 7, 47])
-def test_rows_hold_every_token_in_order(block_size):
-    blocks = TokenBlocks(numbered(), block_size)
+def test_rows_contain_every_token_in_order(block_size):
+    blocks = TokenBlocks(number_tokens(), block_size)
     rows = list(blocks)
     assert len(rows) == len(blocks) == 47 // block_size
     assert torch.cat([row["input_ids"] for row in rows]).tolist() == list(range(47 // block_size * block_size))
@@ -37,27 +38,27 @@ def test_rows_hold_every_token_in_order(block_size):
 
 @pytest.mark.parametrize("block_size", [1, 4, 7, 12, 47])
 def test_separate_documents(block_size):
-    begins = {0, *np.cumsum(LENGTHS).tolist()}
-    for row in TokenBlocks(numbered(), block_size, separate_documents=True):
+    starts = {0, *np.cumsum(LENGTHS).tolist()}
+    for row in TokenBlocks(number_tokens(), block_size, separate_documents=True):
         position = -1
         for at, token in enumerate(row["input_ids"].tolist()):
-            position = 0 if at == 0 or token in begins else position + 1
+            position = 0 if at == 0 or token in starts else position + 1
             assert row["position_ids"][at] == position
-            first = token in begins and at > 0  # the label at 0 is of what comes before the row
+            first = token in starts and at > 0  # the loss ignores the label at 0 in any case
             assert row["labels"][at] == (-100 if first else token)
 
 
-def test_separate_documents_do_not_see_each_other():
-    """The logits of packed documents are those of each alone."""
+def test_separate_documents_do_not_attend_to_each_other():
+    """The logits of packed documents are those of each document alone."""
     model = make_model(vocab_size=64)
-    row = TokenBlocks(numbered(), 17, separate_documents=True)[0]
+    row = TokenBlocks(number_tokens(), 17, separate_documents=True)[0]
     packed = model(row["input_ids"][None], position_ids=row["position_ids"][None]).logits[0]
     alone = [model(part[None]).logits[0] for part in row["input_ids"].split([*LENGTHS[:4]])]
     assert torch.allclose(packed, torch.cat(alone), atol=1e-5)
 
 
 def test_split():
-    training, evaluation = TokenBlocks(numbered(), 4).split(0.25)
+    training, evaluation = TokenBlocks(number_tokens(), 4).split(0.25)
     assert len(evaluation) == 2
     assert sorted([*training.indices, *evaluation.indices]) == list(range(11))
 
@@ -69,13 +70,13 @@ def test_unigram_entropy():
 
 def test_too_little_text():
     with pytest.raises(ValueError, match="has 47 tokens: expected at least one row of 64"):
-        TokenBlocks(numbered(), 64)
+        TokenBlocks(number_tokens(), 64)
     with pytest.raises(ValueError, match="expected at least two"):
-        TokenBlocks(numbered(), 40).split(0.1)
+        TokenBlocks(number_tokens(), 40).split(0.1)
     with pytest.raises(ValueError, match="block_size=0: expected at least 1"):
-        TokenBlocks(numbered(), 0)
+        TokenBlocks(number_tokens(), 0)
     with pytest.raises(ValueError, match=r"fraction=0\.7: expected 0 to 0\.5"):
-        TokenBlocks(numbered(), 4).split(0.7)
+        TokenBlocks(number_tokens(), 4).split(0.7)
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +90,16 @@ def folder(tmp_path_factory):
     return folder / "tokens", tokenizer, texts
 
 
-def test_a_folder_has_the_rows_of_its_texts(folder):
+def test_rows_of_a_folder_are_those_of_its_texts(folder):
     path, tokenizer, texts = folder
     mapped, in_memory = TokenBlocks(path, 16), TokenBlocks(encode_texts(tokenizer, texts), 16)
     assert len(mapped) == len(in_memory)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(mapped, in_memory, strict=True))
-    assert len(pickle.dumps(mapped)) < 2000  # what a worker process is sent
+    assert len(pickle.dumps(mapped)) < 2000  # sent to each worker process
 
 
 @pytest.mark.parametrize("separate_documents", [False, True])
-def test_goes_straight_into_the_trainer(folder, tmp_path, separate_documents):
+def test_trains_with_the_trainer(folder, tmp_path, separate_documents):
     path, tokenizer, _ = folder
     data = TokenBlocks(path, 16, separate_documents=separate_documents)
     arguments = TrainingArguments(

@@ -1,233 +1,122 @@
-import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from hf_gpt.data import token_files
-from hf_gpt.data.token_files import encode_texts, open_tokens, read_index, skipped_documents, tokenize_files
-from hf_gpt.tokenization.building import train_tokenizer
+from hf_gpt.data.token_files import (
+    EncodedBatch,
+    Place,
+    TokenIndex,
+    Tokens,
+    TokenWriter,
+    open_tokens,
+    read_index,
+    skipped_documents,
+)
 
-TEXTS = [f"Document {number}: the cat sat on the mat, <|endoftext|> {number} times. " * 40 for number in range(30)]
-TOKENIZER = train_tokenizer(TEXTS, 350)
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    """Ten documents in files of their own, twenty in rows."""
-    files = [tmp_path / f"{number}.txt" for number in range(10)]
-    for file, text in zip(files, TEXTS, strict=False):
-        file.write_text(text)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[10:]))
-    return [*files, rows]
-
-
-@pytest.fixture(autouse=True)
-def small_tasks(monkeypatch):
-    monkeypatch.setattr(token_files, "TASK", 3000)
-
-
-def ids_of(texts) -> list[int]:
-    encoded = TOKENIZER(texts, split_special_tokens=True)["input_ids"]
-    return [token for ids in encoded for token in [*ids, TOKENIZER.eos_token_id]]
+EOS = 299
+DOCUMENTS = [[*range(number, number + 7 * number % 40), EOS] for number in range(1, 31)]
+TOKENS = [token for document in DOCUMENTS for token in document]
+BATCHES = [
+    EncodedBatch(
+        tokens=np.concatenate(group).astype(np.uint16),
+        document_ends=np.cumsum([*map(len, group)]),
+        text_bytes=100,
+        skipped=[f"document {number} is empty"] if number == 2 else [],
+        place=Place(0, number + 1),
+    )
+    for number, group in enumerate(DOCUMENTS[start : start + 5] for start in range(0, 30, 5))
+]
 
 
-def assert_holds(tokens, texts):
+def write(folder, shard_tokens=150, batches=BATCHES, *, finish=True) -> TokenIndex:
+    folder.mkdir(exist_ok=True)
+    with TokenWriter(folder, TokenIndex("<u2", EOS), shard_tokens) as writer:
+        for batch in batches:
+            writer.write(batch)
+        if finish:
+            writer.finish()
+    return writer.index
+
+
+def assert_contains_documents(tokens: Tokens) -> None:
     flat = np.concatenate(tokens.shards).tolist()
-    assert flat == ids_of(texts)
-    ends = np.flatnonzero(np.array(flat) == TOKENIZER.eos_token_id) + 1
-    assert tokens.document_ends.tolist() == ends.tolist()
+    assert flat == TOKENS
+    assert tokens.document_ends.tolist() == np.cumsum([*map(len, DOCUMENTS)]).tolist()
     assert len(tokens) == len(flat)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
-@pytest.mark.parametrize("shard_tokens", [500, 10**9])
-def test_every_token_in_order(corpus, tmp_path, engine, threads, shard_tokens):
-    out = tmp_path / "tokens"
-    index = tokenize_files(corpus, TOKENIZER, out, engine=engine, threads=threads, shard_tokens=shard_tokens)
-    assert_holds(open_tokens(out), TEXTS)
-    assert index == read_index(out)
-    assert (index.dtype, index.documents, index.skipped) == ("<u2", 30, 0)
-    assert index.text_bytes == sum(map(len, TEXTS))
-    assert (len(index.shards) > 5) == (shard_tokens == 500)
-    assert sorted(path.name for path in out.iterdir() if "token" not in path.name) == [
-        "documents.bin",
-        "index.json",
-        "skipped.jsonl",
-    ]
-    assert AutoTokenizer.from_pretrained(out)("cat")["input_ids"] == TOKENIZER("cat")["input_ids"]
+@pytest.mark.parametrize("shard_tokens", [1, 150, 10**9])
+def test_opens_what_was_written(tmp_path, shard_tokens):
+    index = write(tmp_path, shard_tokens)
+    assert_contains_documents(open_tokens(tmp_path))
+    assert index == read_index(tmp_path)
+    assert (index.documents, index.skipped, index.text_bytes, index.place) == (30, 1, 600, Place(0, 6))
+    assert index.tokens == len(open_tokens(tmp_path))
+    assert len(index.shards) == {1: 6, 150: 3, 10**9: 1}[shard_tokens]
+    assert skipped_documents(tmp_path) == ["document 2 is empty"]
 
 
-def test_in_memory():
-    assert_holds(encode_texts(TOKENIZER, TEXTS), TEXTS)
-
-
-def test_only_texts_are_encoded():
-    with pytest.raises(ValueError, match="text 1 is no text but int"):
-        encode_texts(TOKENIZER, ["a", 1])
-    with pytest.raises(ValueError, match="text 0 is not Unicode"):
-        encode_texts(TOKENIZER, ["\ud800"])
-    with pytest.raises(ValueError, match="expected a list of texts"):
-        encode_texts(TOKENIZER, "abc")
-
-
-def test_a_million_skipped_rows_are_no_single_group(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"x": 1}\n' * 1000)
-    groups = list(token_files._groups([tmp_path / "rows.jsonl"], token_files.Place(0, 0), "text", whole=False))
-    assert len(groups) > 10
-    assert sum(len(group.flaws) for group in groups) == 1000
-
-
-def test_a_shard_is_an_array_that_numpy_maps(corpus, tmp_path):
-    tokenize_files(corpus, TOKENIZER, tmp_path / "tokens")
-    assert np.memmap(tmp_path / "tokens" / "tokens-00000.bin", np.uint16, mode="r").tolist() == ids_of(TEXTS)
-    (shard,) = open_tokens(tmp_path / "tokens").shards
+def test_shards_can_be_mapped_with_numpy(tmp_path):
+    write(tmp_path, 10**9)
+    shard = np.memmap(tmp_path / "tokens-00000.bin", np.uint16, mode="r")
+    assert shard.tolist() == TOKENS
+    (shard,) = open_tokens(tmp_path).shards
     assert isinstance(shard, np.memmap)
 
 
-def test_a_new_process_maps_the_files_again(corpus, tmp_path):
-    tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
-    sent = pickle.dumps(open_tokens(tmp_path / "tokens"))
-    assert len(sent) < 500
-    assert_holds(pickle.loads(sent), TEXTS)
-    assert_holds(pickle.loads(pickle.dumps(encode_texts(TOKENIZER, TEXTS))), TEXTS)
+def test_tokens_without_documents(tmp_path):
+    write(tmp_path, batches=[])
+    assert len(open_tokens(tmp_path)) == 0
+    assert not list(tmp_path.glob("*-*.bin"))
 
 
-class Killed(BaseException):
-    pass
+def test_worker_processes_map_the_files(tmp_path):
+    write(tmp_path)
+    tokens = open_tokens(tmp_path)
+    pickled = pickle.dumps(tokens)
+    assert len(pickled) < 500
+    assert_contains_documents(pickle.loads(pickled))
+    in_memory = Tokens([np.array(shard) for shard in tokens.shards], np.array(tokens.document_ends))
+    assert_contains_documents(pickle.loads(pickle.dumps(in_memory)))
 
 
-def kill_after(monkeypatch, writes):
-    """The run ends, in the middle of a shard or between two, as if it were killed."""
-    write = token_files._Writer.write
-    calls = []
-
-    def counted(self, *arguments):
-        if len(calls) == writes:
-            raise Killed
-        calls.append(write(self, *arguments))
-
-    monkeypatch.setattr(token_files._Writer, "write", counted)
-
-
-@pytest.mark.parametrize("writes", [0, 1, 2, 5, 10, 12])
-@pytest.mark.parametrize("shard_tokens", [1, 2500])
-def test_an_interrupted_run_goes_on(corpus, tmp_path, monkeypatch, writes, shard_tokens):
-    (tmp_path / "3.txt").write_bytes(b"\xff")
-    out = tmp_path / "tokens"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, writes)
-        tokenize_files(corpus, TOKENIZER, out, shard_tokens=shard_tokens)
-    assert not out.exists()
-    resumed = tokenize_files(corpus, TOKENIZER, out, shard_tokens=shard_tokens)
-    at_once = tokenize_files(corpus, TOKENIZER, tmp_path / "at once", shard_tokens=shard_tokens)
-    assert resumed == at_once
+@pytest.mark.parametrize("written", range(7))
+@pytest.mark.parametrize("shard_tokens", [1, 150, 10**9])
+def test_writing_resumes_after_the_last_complete_shard(tmp_path, shard_tokens, written):
+    expected = write(tmp_path / "at once", shard_tokens)
+    write(tmp_path / "resumed", shard_tokens, BATCHES[:written], finish=False)
+    with TokenWriter(tmp_path / "resumed", TokenIndex("<u2", EOS), shard_tokens) as writer:
+        assert writer.index.place.position <= written
+        for batch in BATCHES[writer.index.place.position :]:
+            writer.write(batch)
+        writer.finish()
+    assert writer.index == expected
     for path in (tmp_path / "at once").iterdir():
-        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
-    assert_holds(open_tokens(out), TEXTS[:3] + TEXTS[4:])
+        assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_run_goes_on_only_with_what_it_began(corpus, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 5)
-        tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
-    for others in (corpus[::-1], [*corpus, corpus[-1]]):
-        with pytest.raises(FileExistsError, match="holds an unfinished run"):
-            tokenize_files(others, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
-    corpus[0].write_text("another text")
-    with pytest.raises(FileExistsError, match="holds an unfinished run"):
-        tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
-
-
-@pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin"])
-def test_a_run_does_not_go_on_after_damage(corpus, tmp_path, monkeypatch, name):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 5)
-        tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
-    (tmp_path / "tokens.partial" / name).write_bytes(b"")
+@pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin", "skipped.jsonl"])
+def test_writing_does_not_resume_after_damage(tmp_path, name):
+    write(tmp_path, 1, BATCHES[:4], finish=False)
+    (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
-        tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
-    assert tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1).documents == 30
-
-
-def test_skipped_documents_are_counted_and_named(corpus, tmp_path):
-    corpus[4].write_bytes(b"bad \xff")
-    corpus[5].write_bytes(b"")
-    with corpus[-1].open("a") as file:
-        file.write('\n{"body": "b"}')
-    index = tokenize_files(corpus, TOKENIZER, tmp_path / "tokens")
-    assert (index.documents, index.skipped) == (28, 3)
-    flaws = skipped_documents(tmp_path / "tokens")
-    assert [flaw.partition(" is not ")[0].partition(" is ")[0] for flaw in flaws[:2]] == [*map(str, corpus[4:6])]
-    assert flaws[2].endswith("has no 'text'")
-    assert_holds(open_tokens(tmp_path / "tokens"), TEXTS[:4] + TEXTS[6:])
+        write(tmp_path, 1)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b""])
 @pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin"])
-def test_a_truncated_file_is_refused(corpus, tmp_path, name, damage):
-    tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=500)
-    path = tmp_path / "tokens" / name
+def test_file_of_another_size(tmp_path, name, damage):
+    write(tmp_path)
+    path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{name} is damaged: expected .* bytes, got"):
-        open_tokens(tmp_path / "tokens")
+        open_tokens(tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        open_tokens(tmp_path / "tokens")
+        open_tokens(tmp_path)
 
 
-def test_bad_input(corpus, tmp_path):
-    empty = tmp_path / "empty.txt"
-    empty.touch()
-    out = tmp_path / "out"
-    for files, error, message in [
-        ([empty], ValueError, r"no document to encode: .*empty\.txt is empty"),
-        ([], ValueError, "no document to encode: expected files"),
-        ([tmp_path / "none"], FileNotFoundError, "none"),
-        ([tmp_path], IsADirectoryError, "is a folder: expected files"),
-    ]:
-        with pytest.raises(error, match=message):
-            tokenize_files(files, TOKENIZER, out)
-    without_end = train_tokenizer(TEXTS, 300, special_tokens=[])
-    with pytest.raises(ValueError, match="has no eos_token"):
-        tokenize_files(corpus, without_end, out)
-    with pytest.raises(ValueError, match="shard_tokens=0: expected at least 1"):
-        tokenize_files(corpus, TOKENIZER, out, shard_tokens=0)
-    out.mkdir()
-    (out / "mine").touch()
-    with pytest.raises(FileExistsError, match="not an empty folder"):
-        tokenize_files(corpus, TOKENIZER, out)
-    with pytest.raises(FileNotFoundError, match=r"holds no index\.json"):
-        open_tokens(out)
-    assert [path.name for path in out.iterdir()] == ["mine"]
-    assert not (tmp_path / "out.partial").exists()
-
-
-MEMORY = """
-import sys
-from hf_gpt.data.token_files import tokenize_files
-from hf_gpt.tokenization.building import train_tokenizer
-def peak():
-    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-text, folder = sys.argv[1:]
-tokenizer = train_tokenizer(["the cat sat on the mat"], 300)
-before = peak()
-tokenize_files([text], tokenizer, folder)
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
-def test_memory_does_not_grow_with_a_document(tmp_path):
-    """A document of 60 MB takes less than two thirds of that; read at once it would take twice as much."""
-    with (tmp_path / "large.txt").open("w") as file:
-        for _ in range(60):
-            file.write("the cat sat on the mat, " * 41_667)
-    arguments = [sys.executable, "-c", MEMORY, str(tmp_path / "large.txt"), str(tmp_path / "tokens")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 40_000
+def test_folder_without_tokens(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no index\.json: expected a folder that `hf-gpt tokenize` wrote"):
+        open_tokens(tmp_path)

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from hf_gpt.data.corpus import read_dataset, read_files, standard_library_documentation
+from hf_gpt.data.text_sources import read_dataset, read_files, standard_library_documentation
 
 
 def test_reads_files(tmp_path):
@@ -28,12 +28,12 @@ def test_bad_files(tmp_path, content, error, message):
         read_files([path])
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_folder_instead_of_a_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder: expected text files"):
         read_files([tmp_path])
 
 
-def test_the_standard_library_documents_itself():
+def test_standard_library_documentation():
     texts = standard_library_documentation()
     assert sum(map(len, texts)) > 500_000
     assert any("Return the dumped string" in text or "Serialize ``obj``" in text for text in texts)
@@ -45,11 +45,11 @@ def test_reads_a_data_set(tmp_path):
     assert read_dataset(str(tmp_path)) == ["first"]
     with pytest.raises(ValueError, match="has no column 'body': expected one of text, other"):
         read_dataset(str(tmp_path), column="body")
-    with pytest.raises(ValueError, match="column 'other' of split 'train' holds no text"):
+    with pytest.raises(ValueError, match="column 'other' of split 'train' contains no text"):
         read_dataset(str(tmp_path), column="other")
 
 
-def test_a_data_set_needs_its_extra(monkeypatch):
+def test_data_set_without_the_package_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[data\]'"):
         read_dataset("any")
