@@ -1,4 +1,4 @@
-"""Output folders that are either whole or not there."""
+"""Output folders that appear only when they are complete."""
 
 import json
 import shutil
@@ -7,42 +7,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-JOURNAL = "journal.json"  # in an unfinished folder: what it is to become
+JOURNAL = "journal.json"  # in an unfinished folder: the description of its run
 
 
 def partial_of(out: Path | str) -> Path:
-    """Where an unfinished `out` is."""
+    """Returns the folder in which `out` is written until it is complete."""
     out = Path(out).resolve()
     return out.with_name(out.name + ".partial")
 
 
 @contextmanager
-def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | None = None) -> Iterator[Path]:
-    """Write into `OUT.partial`, which becomes `out` when the block ends well.
+def new_folder(out: Path | str, *, resume: bool = False, resumable_entry: str | None = None) -> Iterator[Path]:
+    """Creates `OUT.partial`, which the block writes to, and renames it to `out` after the block.
+
+    If the block raises, the partial folder is removed, unless it contains `resumable_entry` or an earlier run made it.
 
     Args:
-        resume: continue in a partial folder that an earlier run left.
-        worth_keeping: what makes a partial folder worth resuming: the name of an entry. Where it is not there when the
-            block fails, the partial folder is removed, unless an earlier run made it.
+        out: the folder, new or empty.
+        resume: continue in the partial folder of an earlier run.
+        resumable_entry: the file or folder that makes a partial folder resumable; by default none is.
 
     Raises:
-        FileExistsError: `out` holds something already, or there is a partial folder and `resume` is not set. Nothing
-            is touched.
-        FileNotFoundError: `resume` is set, but nothing was left to continue.
+        FileExistsError: `out` is not empty, or there is a partial folder and `resume` is False. Nothing changes.
+        FileNotFoundError: `resume` is True and there is no partial folder.
     """
     out, partial = Path(out).resolve(), partial_of(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder: choose another output folder")
     if resume and not partial.is_dir():
-        raise FileNotFoundError(f"{partial} is not there: no unfinished run to resume")
+        raise FileNotFoundError(f"{partial} does not exist: there is no unfinished run to resume")
     if partial.exists() and not resume:
         raise FileExistsError(f"{partial} holds an unfinished run: resume it, or remove it")
     partial.mkdir(parents=True, exist_ok=resume)
-    mine = not resume
     try:
         yield partial
     except BaseException:
-        if mine and (worth_keeping is None or not (partial / worth_keeping).exists()):
+        is_resumable = resumable_entry is not None and (partial / resumable_entry).exists()
+        if not (resume or is_resumable):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if out.exists():
@@ -52,20 +53,24 @@ def new_folder(out: Path | str, *, resume: bool = False, worth_keeping: str | No
 
 @contextmanager
 def resumable_folder(out: Path | str, description: dict[str, Any]) -> Iterator[Path]:
-    """A new folder; or that of an earlier run of the very same description, which was interrupted.
+    """Creates a new folder, or resumes an interrupted run of the same description.
 
-    A `ValueError` in the block is the fault of what it reads: another run would fail again, so nothing is kept.
+    A `ValueError` in the block removes the partial folder, because the same input would raise it again.
+
+    Args:
+        out: the folder, new or empty. It appears when it is complete.
+        description: all that the content of the folder depends on, as JSON values.
 
     Raises:
-        FileExistsError: `out` holds something already, or there is an unfinished run of another description.
+        FileExistsError: `out` is not empty, or there is an unfinished run of another description.
     """
     partial = partial_of(out)
     if partial.is_dir() and not any(partial.iterdir()):
         partial.rmdir()
     journal = json.dumps(description, sort_keys=True)
-    kept = partial / JOURNAL
-    same = kept.is_file() and kept.read_text() == journal
-    with new_folder(out, resume=same, worth_keeping=JOURNAL) as folder:
+    recorded = partial / JOURNAL
+    is_same = recorded.is_file() and recorded.read_text() == journal
+    with new_folder(out, resume=is_same, resumable_entry=JOURNAL) as folder:
         (folder / JOURNAL).write_text(journal)
         try:
             yield folder
@@ -76,5 +81,5 @@ def resumable_folder(out: Path | str, description: dict[str, Any]) -> Iterator[P
 
 
 def state_of(files: list[Path]) -> list[list[Any]]:
-    """Name, size and time of each file, in order: whether they are still what they were."""
+    """Returns the path, size and modification time of each file, to detect whether it has changed."""
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

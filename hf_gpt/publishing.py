@@ -1,4 +1,4 @@
-"""What stands beside the weights of a trained model: the loss curve and the model card."""
+"""Writes what accompanies the weights of a trained model: the loss curve and the model card."""
 
 import platform
 from pathlib import Path
@@ -9,12 +9,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from . import model_cards
-from .training.runs import RunReport, RunSettings
+from .training import RunReport, RunSettings
 from .version import __version__
 
 TEMPLATE = Path(model_cards.__file__).with_name("language_model.md")
 
-ARCHITECTURE = (
+# The fields of the configuration that the card lists.
+ARCHITECTURE_FIELDS = (
     "num_hidden_layers",
     "hidden_size",
     "num_attention_heads",
@@ -28,8 +29,8 @@ ARCHITECTURE = (
 )
 
 
-def three_lines(folder: Path | str, prompt: str) -> str:
-    """The three lines of Python that load a saved model and let it continue a prompt."""
+def usage_code(folder: Path | str, prompt: str) -> str:
+    """Returns three lines of Python that load a saved model and print its continuation of a prompt."""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"tokenizer, model = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True), "
@@ -39,7 +40,11 @@ def three_lines(folder: Path | str, prompt: str) -> str:
 
 
 def draw_loss_curve(report: RunReport, path: Path) -> bool:
-    """Draw training and evaluation loss against steps, as a PNG. False where matplotlib is not installed."""
+    """Plots training and evaluation loss against steps to a PNG file.
+
+    Returns:
+        False if matplotlib is not installed and there is no file.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -48,7 +53,7 @@ def draw_loss_curve(report: RunReport, path: Path) -> bool:
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
     axes.plot(*zip(*report.training_curve, strict=True), label="training")
     axes.plot(*zip(*report.evaluation_curve, strict=True), "o", label="evaluation")
-    axes.axhline(report.unigram_entropy, color="grey", linestyle="--", label="unigram entropy")
+    axes.axhline(report.unigram_entropy, color="gray", linestyle="--", label="unigram entropy")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -56,38 +61,41 @@ def draw_loss_curve(report: RunReport, path: Path) -> bool:
     return True
 
 
-def model_card(
+def build_model_card(
     model: PreTrainedModel,
     report: RunReport,
     settings: RunSettings,
     *,
     name: str,
-    text: str,
-    beginning: str,
+    data: str,
+    origin: str,
     usage: str,
     sample: str = "",
     loss_curve: str = "",
 ) -> ModelCard:
-    """The card of a trained model; every figure is the run's own.
+    """Returns the card of a trained model. All numbers are from its run.
 
     Args:
-        text: what it was trained on, in words.
-        beginning: what it was trained from, in words.
-        usage: Python that loads it.
-        sample: what it wrote.
-        loss_curve: name of the picture beside the card.
+        model: the trained model.
+        report, settings: of the run.
+        name: title of the card.
+        data: description of the training data.
+        origin: description of the weights that the run began with.
+        usage: Python code that loads the model.
+        sample: text that the model generated; none if empty.
+        loss_curve: file name of the plot beside the card; none if empty.
     """
     return ModelCard.from_template(
         card_data=ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["hf_gpt", "gpt"]),
         template_path=str(TEMPLATE),
         name=name,
-        text=text,
-        beginning=beginning,
+        data=data,
+        origin=origin,
         usage=usage,
         sample=sample,
         loss_curve=loss_curve,
         parameters=f"{report.parameters:,}",
-        architecture={field: getattr(model.config, field) for field in ARCHITECTURE},
+        architecture={field: getattr(model.config, field) for field in ARCHITECTURE_FIELDS},
         training_tokens=f"{report.training_tokens:,}",
         tokens_seen=f"{report.tokens_seen:,}",
         tokens_per_step=f"{report.tokens_seen // report.steps:,}",

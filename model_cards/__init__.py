@@ -1,1 +1,1 @@
-"""Templates of model cards."""
+"""Templates of model cards (Jinja)."""

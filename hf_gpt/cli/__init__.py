@@ -1,4 +1,4 @@
-"""`hf-gpt`: the command line."""
+"""`hf-gpt`: the command line. One file for each group of commands."""
 
 from .app import main
 

@@ -1,5 +1,6 @@
-"""Training by the stock `Trainer`."""
+"""Trains language models with the stock `Trainer` of transformers."""
 
-from .runs import ExpertMetrics, RunReport, RunSettings, train_model
+from .metrics import ExpertMetrics
+from .runs import RunReport, RunSettings, train_model
 
 __all__ = ["ExpertMetrics", "RunReport", "RunSettings", "train_model"]

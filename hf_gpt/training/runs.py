@@ -1,4 +1,4 @@
-"""Causal language models trained by the stock `Trainer`: the data, one run, and what it measured."""
+"""One run of the stock `Trainer`: its settings, its checkpoints and its report."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..compatibility import enable_activation_checkpointing
 from ..data import TokenBlocks, Tokens
+from .metrics import ExpertMetrics
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings.json"
@@ -23,7 +23,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to train. A run resumes only with the settings that it began with."""
+    """Settings of a run. A run resumes only with the settings that it began with."""
 
     context: int
     """Tokens in a row."""
@@ -32,10 +32,11 @@ class RunSettings:
     """Rows in a forward pass."""
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
-    """Peak; reached after a tenth of the steps, then a cosine to zero."""
+    """Peak, after a warmup over a tenth of the steps and before a cosine decay to zero."""
     evaluation_fraction: float = 0.02
-    """Part of the rows that is held out, at least one."""
+    """Fraction of the rows that is held out for evaluation; at least one row."""
     save_steps: int = 100
+    """Steps between checkpoints."""
     bf16: bool = False
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -43,143 +44,69 @@ class RunSettings:
 
 @dataclass
 class RunReport:
-    """What a run measured. Losses and entropy in nats per token."""
+    """Results of a run. Losses and entropy are in nats per token."""
 
     parameters: int
     training_tokens: int
+    """Size of the training set."""
     tokens_seen: int
+    """Tokens of all steps together."""
     steps: int
     context: int
     training_loss: float
+    """Mean over the run."""
     evaluation_loss: float
+    """On the rows that are held out, after the last step."""
     unigram_entropy: float
-    """Of the text: the loss of a model that knows how often each occurs, and nothing else."""
+    """Entropy of the token frequencies: the loss of the best model that ignores the context."""
     seconds: float
-    """Since the run was last started or resumed."""
+    """Time since the run was last started or resumed."""
     max_violations: list[float] = field(default_factory=list)
-    """Of each layer of experts, at the end: what the busiest had to do, beyond the mean."""
+    """MaxVio of each sparse layer in the last log (`ExpertMetrics`)."""
     training_curve: list[tuple[int, float]] = field(default_factory=list)
+    """Steps and training losses."""
     evaluation_curve: list[tuple[int, float]] = field(default_factory=list)
+    """Steps and evaluation losses."""
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.evaluation_loss)
 
 
-class ExpertMetrics(TrainerCallback):
-    """Has any Trainer of a language model log what the loss of its experts is made of, and how evenly they are used.
-
-        Trainer(model, args, train_dataset=data, callbacks=[ExpertMetrics()])
-
-    Beside `loss` there are then `lm_loss`; `aux_loss` and `z_loss`, without their coefficients, as means over
-    micro-batches; and `max_violation`: how much more than the mean the busiest expert of all layers had to do (MaxVio,
-    Wang et al. 2024, section 4.1). All are of the steps since the last log. A callback that reports elsewhere comes
-    after this one, to see them too.
-    """
-
-    def __init__(self) -> None:
-        self.max_violations: list[float] = []
-        """Of each sparse layer, as last logged."""
-        self._sums: dict[str, torch.Tensor] = {}
-        self._hook = None
-
-    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
-        self.on_train_end(args, state, control)  # of a run that was interrupted
-        self._hook = model.register_forward_hook(self._gather)
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self._sums = {}
-        if self._hook is not None:
-            self._hook.remove()
-
-    def _gather(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
-        if not model.training or getattr(outputs, "tokens_per_expert", None) is None:
-            return
-        found = {name: getattr(outputs, name) for name in ("loss", "lm_loss", "aux_loss", "z_loss")}
-        found |= {"tokens_per_expert": outputs.tokens_per_expert, "forwards": torch.ones_like(outputs.aux_loss)}
-        for name, value in found.items():
-            if value is not None:
-                self._sums[name] = self._sums.get(name, 0) + value.detach()
-
-    def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
-        if not self._sums or "loss" not in logs:
-            return
-        sums = {name: reduce(value) for name, value in self._sums.items()}
-        load, forwards = sums["tokens_per_expert"], sums["forwards"]
-        self.max_violations = (load.amax(dim=1) / load.mean(dim=1) - 1).tolist()
-        metrics = {name: (sums[name] / forwards).item() for name in ("aux_loss", "z_loss")}
-        if "lm_loss" in sums:  # the Trainer scales the one as the other
-            metrics["lm_loss"] = logs["loss"] * (sums["lm_loss"] / sums["loss"]).item()
-        metrics["max_violation"] = max(self.max_violations)
-        logs |= metrics
-        state.log_history[-1] |= metrics
-        self._sums = {}
-
-
-def begin(folder: Path, description: dict[str, Any]) -> None:
-    """Note in a new run's folder what it is to do; refuse to resume another.
-
-    Raises:
-        ValueError: the folder was begun with another description.
-    """
-    path = folder / SETTINGS
-    if not path.exists():
-        path.write_text(json.dumps(description, indent=2) + "\n")
-        return
-    begun = json.loads(path.read_text())
-    if changed := [name for name in description if begun.get(name) != description[name]]:
-        name = changed[0]
-        raise ValueError(f"cannot resume: {name}={description[name]!r}, but the run began with {begun.get(name)!r}")
-
-
 def train_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, folder: Path, settings: RunSettings
 ) -> RunReport:
-    """Train, from the last checkpoint in `folder` if there is one; save model, tokenizer and report there."""
+    """Trains a model and saves it, its tokenizer and a report.
+
+    Args:
+        model: the model to train, in place.
+        tokenizer: saved with the model.
+        tokens: the data, of which `settings.evaluation_fraction` is held out.
+        folder: where model, tokenizer, report and checkpoints are saved. Training resumes from the last checkpoint in
+            it, if there is one.
+        settings: how to train.
+
+    Returns:
+        The report that is saved as `report.json`.
+    """
     data = TokenBlocks(tokens, settings.context)
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
-    checkpoints = folder / CHECKPOINTS
-    accelerated = torch.accelerator.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, settings.steps // 10),
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        bf16=settings.bf16,
-        use_cpu=not accelerated,
-        dataloader_pin_memory=accelerated,
-        eval_strategy="steps",
-        eval_steps=max(1, settings.steps // 5),
-        save_steps=settings.save_steps,
-        save_total_limit=1,
-        logging_steps=max(1, settings.steps // 50),
-        include_num_input_tokens_seen="all",
-        report_to="none",
-        seed=settings.seed,
-    )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_activation_checkpointing(model)
     metrics = ExpertMetrics()
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=_training_arguments(folder / CHECKPOINTS, settings),
         train_dataset=training_rows,
         eval_dataset=evaluation_rows,
         processing_class=tokenizer,
         callbacks=[metrics],
     )
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    training_curve, evaluation_curve = curve(trainer, "loss"), curve(trainer, "eval_loss")
-    if not evaluation_curve or evaluation_curve[-1][0] != trainer.state.global_step:
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / CHECKPOINTS))
+    if not (evaluated := _logged(trainer, "eval_loss")) or evaluated[-1][0] != trainer.state.global_step:
         trainer.evaluate()
-        evaluation_curve = curve(trainer, "eval_loss")
+    training_curve, evaluation_curve = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
     report = RunReport(
         parameters=model.num_parameters(),
         training_tokens=len(training_rows) * settings.context,
@@ -195,27 +122,71 @@ def train_model(
         evaluation_curve=evaluation_curve,
     )
     trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of what settings.json contains
     (folder / f"{REPORT}.tmp").write_text(json.dumps(asdict(report), indent=2) + "\n")
-    (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # whole, or not there: it says that training has ended
+    (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # atomic: its existence marks the end of training
     return report
 
 
-def curve(trainer: Trainer, name: str) -> list[tuple[int, float]]:
-    """What the Trainer logged under a name, with its steps."""
+def _training_arguments(checkpoints: Path, settings: RunSettings) -> TrainingArguments:
+    """Returns the arguments of the Trainer, with the betas and the weight decay of GPT-3 (Brown et al. 2020, B)."""
+    has_accelerator = torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.steps // 10),
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        bf16=settings.bf16,
+        use_cpu=not has_accelerator,
+        dataloader_pin_memory=has_accelerator,
+        eval_strategy="steps",
+        eval_steps=max(1, settings.steps // 5),
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        logging_steps=max(1, settings.steps // 50),
+        include_num_input_tokens_seen="all",
+        report_to="none",
+        seed=settings.seed,
+    )
+
+
+def _logged(trainer: Trainer, name: str) -> list[tuple[int, float]]:
+    """Returns the steps and values that the Trainer logged under a name."""
     return [(log["step"], log[name]) for log in trainer.state.log_history if name in log]
 
 
-def finished_report(folder: Path) -> RunReport | None:
-    """The report of a run in `folder` whose training has ended."""
+def record_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new run to its folder, or compares them with those of the run that it resumes.
+
+    Raises:
+        ValueError: the run began with other settings.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    recorded = json.loads(path.read_text())
+    if changed := [name for name in settings if recorded.get(name) != settings[name]]:
+        name = changed[0]
+        raise ValueError(f"cannot resume: {name}={settings[name]!r}, but the run began with {recorded.get(name)!r}")
+
+
+def read_report(folder: Path) -> RunReport | None:
+    """Returns the report of the run in a folder, or None if its training has not ended."""
     path = folder / REPORT
     return RunReport(**json.loads(path.read_text())) if path.exists() else None
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; what a kill left of newer ones is removed."""
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """Returns the path of the last complete checkpoint in a folder and removes incomplete ones after it."""
     while (last := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
-        if (Path(last) / "trainer_state.json").exists():  # the Trainer writes it last
+        if (Path(last) / "trainer_state.json").exists():  # the file that the Trainer writes last
             return last
         shutil.rmtree(last)
     return None

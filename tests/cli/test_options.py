@@ -1,0 +1,37 @@
+import pytest
+
+from hf_gpt.cli.options import parse_fields, parse_value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("False", False),
+        ("None", None),
+        ("rope", "rope"),
+        ('["banded", "dense"]', ["banded", "dense"]),
+    ],
+)
+def test_values_are_json_or_text(text, value):
+    assert parse_value(text) == value
+
+
+def test_fields():
+    assert parse_fields(None) == {}
+    assert parse_fields(["hidden_size=32", "norm_type=rms_norm"]) == {"hidden_size": 32, "norm_type": "rms_norm"}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("hidden_size", "--set hidden_size: expected FIELD=VALUE"),
+        ("layers=2", "--set layers=2: unknown field"),
+        ("hiden_size=2", r"--set hiden_size=2: unknown field: did you mean hidden_size\?"),
+    ],
+)
+def test_bad_assignments_raise(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        parse_fields([assignment])
