@@ -65,9 +65,6 @@ def test_vocab_and_merges_of_a_word_level_tokenizer(word_level_files):
     assert loaded("€")["input_ids"] == [loaded.unk_token_id] == loaded("<unk>")["input_ids"]
 
 
-BYTE_IDS = {character: index for index, character in enumerate(sorted(bytes_to_unicode().values()))}
-
-
 def test_byte_level_vocabulary_with_an_end_of_word(tmp_path):
     vocab, merges = write_vocab_and_merges(Tokenizer(models.BPE({**BYTE_IDS, "</w>": 256, "<unk>": 257}, [])), tmp_path)
     assert tokenizer_from_vocab_and_merges(vocab, merges)("Ab")["input_ids"] == [BYTE_IDS["A"], BYTE_IDS["b"]]
