@@ -1,4 +1,4 @@
-"""Measures the time and the peak memory of converting a sharded checkpoint of random weights, and of exporting it again.
+"""Measures time and peak memory of the conversion of a sharded checkpoint of random weights, and of its export.
 
 python benchmarks/conversion.py [--gigabytes 4] [--family gpt_neox]
 

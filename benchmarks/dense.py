@@ -1,4 +1,4 @@
-"""Compares the dense decoder with transformers' GPT-2 and Llama classes of the same shape: training step, prefill, decode.
+"""Compares the dense decoder with transformers' GPT-2 and Llama of the same shape: training step, prefill, decode.
 
 python benchmarks/dense.py [--rounds 7]
 """

@@ -1,8 +1,8 @@
-"""Long inputs: reading and writing with banded layers, whole and in chunks, beside a dense cache and GPT-Neo's class.
+"""Compares long inputs in a single forward pass and in chunks: banded, dense and mixed layers, and GPT-Neo's class.
 
 python benchmarks/long_context.py [--lengths 8192 32768 131072] [--models banded half dense gpt_neo] [--plot]
 
-Each case runs in a process of its own; the peak is its VmHWM, imports and weights included.
+Each case runs in its own process; the peak is the VmHWM of that process, imports and weights included.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from measure import in_own_process, machine, peak_gigabytes, plot_bars
+from measure import GREEDY, peak_gigabytes, plot_bars, print_json, run_in_subprocess
 from transformers import LogitsProcessor
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 
 SHAPE = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
 WINDOW, NEW_TOKENS, CHUNK = 256, 32, 4096
-# The models, and the length to which it is worth waiting for each.
+# The longest input of each model; beyond it, a case takes minutes and gigabytes.
 LONGEST = {"banded": 131072, "half": 32768, "dense": 32768, "gpt_neo": 8192}
 
 
@@ -41,8 +41,8 @@ def build(name: str, length: int) -> torch.nn.Module:
     return GPTForCausalLM(config).eval()
 
 
-class Clock(LogitsProcessor):
-    """The time of each token."""
+class TokenTimer(LogitsProcessor):
+    """Records when each token is generated."""
 
     def __init__(self) -> None:
         self.times = [time.perf_counter()]
@@ -51,48 +51,52 @@ class Clock(LogitsProcessor):
         self.times.append(time.perf_counter())
         return scores
 
+    def seconds(self) -> list[float]:
+        """Returns the seconds of each token; those of the first are the prefill."""
+        return [after - before for before, after in pairwise(self.times)]
+
 
 @torch.inference_mode()
-def read_and_write(name: str, length: int, chunk: int) -> dict[str, float]:
-    """Seconds to read `length` tokens and to write each of NEW_TOKENS more, and the peak of memory."""
+def measure(name: str, length: int, chunk: int) -> dict[str, float]:
+    """Returns the time of the prefill of `length` tokens, the median time per generated token, and the peak memory."""
     model = build(name, length)
     ids = torch.randint(1, 8192, (1, length), generator=torch.Generator().manual_seed(0))
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "prefill_chunk_size": chunk}
 
     def generate(prompt: torch.Tensor, new_tokens: int) -> list[float]:
-        mask, clock = torch.ones_like(prompt), Clock()
-        model.generate(prompt, attention_mask=mask, max_new_tokens=new_tokens, logits_processor=[clock], **options)
-        return [after - before for before, after in pairwise(clock.times)]
+        timer = TokenTimer()
+        options = GREEDY | {"max_new_tokens": new_tokens, "prefill_chunk_size": chunk}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), logits_processor=[timer], **options)
+        return timer.seconds()
 
     generate(ids[:, :1024], 2)
-    read, *written = generate(ids, NEW_TOKENS)
+    prefill, *decode = generate(ids, NEW_TOKENS)
     return {
         "parameters": model.num_parameters(),
-        "read_seconds": read,
-        "read_us_per_token": 1e6 * read / length,
-        "write_ms_per_token": 1e3 * statistics.median(written),
+        "prefill_seconds": prefill,
+        "prefill_us_per_token": 1e6 * prefill / length,
+        "decode_ms_per_token": 1e3 * statistics.median(decode),
         "peak_gigabytes": peak_gigabytes(),
     }
 
 
-def run(name: str, length: int, chunk: int) -> dict[str, float] | None:
-    """The same in a process of its own; None where it died, of memory."""
+def measure_in_subprocess(name: str, length: int, chunk: int) -> dict[str, float] | None:
+    """Returns the result of a case in its own process, or None if it fails, for example for lack of memory."""
     try:
-        return json.loads(in_own_process("--only", name, length, chunk))
+        return json.loads(run_in_subprocess("--case", name, length, chunk))
     except subprocess.CalledProcessError:
         return None
 
 
 def plot(results: dict[str, dict[str, float] | None]) -> None:
     titles = {
-        "read_us_per_token": "microseconds to read a token",
-        "write_ms_per_token": "milliseconds to write one",
-        "peak_gigabytes": "peak of memory, GB",
+        "prefill_us_per_token": "prefill, microseconds per token",
+        "decode_ms_per_token": "decode, milliseconds per token",
+        "peak_gigabytes": "peak memory, GB",
     }
     charts: dict[str, dict[str, dict[str, float]]] = {title: {} for title in titles.values()}
     for case, row in results.items():
         name, length, _, chunk = case.split()
-        series = name if length == chunk else f"{name}, by {chunk}"
+        series = name if length == chunk else f"{name}, chunks of {chunk}"
         for key, title in titles.items():
             if row is not None:
                 charts[title].setdefault(f"{int(length):,} tokens", {})[series] = row[key]
@@ -100,25 +104,25 @@ def plot(results: dict[str, dict[str, float] | None]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
-    parser.add_argument("--models", nargs="+", default=list(LONGEST), choices=LONGEST)
-    parser.add_argument("--plot", action="store_true", help="draw what was measured (needs matplotlib)")
-    parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072], help="tokens of the prompt")
+    parser.add_argument("--models", nargs="+", default=list(LONGEST), choices=LONGEST, help="default: all")
+    parser.add_argument("--plot", action="store_true", help="write long_context.png (needs matplotlib)")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)  # one case, in its own process
     arguments = parser.parse_args()
-    if arguments.only:
-        name, length, chunk = arguments.only
-        print(json.dumps(read_and_write(name, int(length), int(chunk))))
+    if arguments.case:
+        name, length, chunk = arguments.case
+        print(json.dumps(measure(name, int(length), int(chunk))))
         return
     results = {}
     for name in arguments.models:
         for length in arguments.lengths:
-            for chunk in (length, CHUNK) if length <= LONGEST[name] else ():
-                results[f"{name} {length} by {chunk}"] = row = run(name, length, chunk)
+            for chunk in sorted({length, CHUNK}, reverse=True) if length <= LONGEST[name] else ():
+                results[f"{name} {length} by {chunk}"] = row = measure_in_subprocess(name, length, chunk)
                 print(f"{name:8}{length:>8}{chunk:>8}", json.dumps(row), flush=True)
     if arguments.plot:
         plot(results)
-    print(json.dumps({"machine": machine(), "window": WINDOW, "results": results}))
+    print_json(window=WINDOW, results=results)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,35 @@
-"""Mixture of experts beside transformers' Mixtral, beside a dense model of the same active parameters, and in training.
+"""Compares a mixture of experts with transformers' Mixtral and with a dense model of the same active parameters.
 
 python benchmarks/moe.py [--parts speed balance upcycling] [--rounds 9] [--steps 400] [--text FILE ...]
 
-speed      hidden size 512, 4 layers, 8 experts of 1,024, two for each token: training step of 2 x 512 tokens, prefill,
-           decoding; every experts implementation on both sides, with the same weights; peaks of memory, each of a
-           process of its own
-balance    four layers, eight experts, trained on text by the stock Trainer: without balance, with the loss, with the
-           bias that needs no loss; and the dense model of the same active parameters after the same tokens
-upcycling  the dense model goes on as it is, and as mixtures of experts
+speed      training step of 2 x 512 tokens, prefill and decode; hidden size 512, 4 layers, 8 experts of 1,024, top 2;
+           every experts implementation on both sides, with the same weights; peak memory, each case in its own process
+balance    4 layers, 8 experts, trained on text with the stock Trainer: without balancing, with the balancing loss, with
+           the router bias instead of a loss; and the dense model of the same active parameters
+upcycling  the dense model of `balance`, trained further as it is and upcycled to mixtures of experts
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from measure import added_gigabytes, in_own_process, machine, medians
-from transformers import (
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from measure import GREEDY, median_seconds, peak_increase_gigabytes, print_json, run_in_subprocess
+from training import read_texts, train
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.accounting import account
 from hf_gpt.conversion import convert
 from hf_gpt.data import TokenBlocks, encode_texts
-from hf_gpt.data.text_sources import read_files, standard_library_documentation
 from hf_gpt.surgery import upcycle
 from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training import ExpertMetrics
 
-VOCABULARY, ROWS, MANY_ROWS, LENGTH, NEW_TOKENS = 8192, 2, 8, 512, 32
+VOCABULARY, ROWS, MEMORY_ROWS, LENGTH, PROMPT, NEW_TOKENS = 8192, 2, 8, 512, 64, 32
 MIXTRAL = MixtralConfig(
     vocab_size=VOCABULARY,
     hidden_size=512,
@@ -50,11 +41,11 @@ MIXTRAL = MixtralConfig(
     num_local_experts=8,
     num_experts_per_tok=2,
     max_position_embeddings=1024,
-    output_router_logits=True,  # without it, nothing balances there
+    output_router_logits=True,  # Mixtral has no balancing loss without it
 )
 DENSE = {"num_local_experts": None, "mlp_layer_types": None, "moe_intermediate_size": None}
-# batched_mm copies the weights of an expert for each token that it works on: 8 GB in this training step.
-SPEED = {
+# batched_mm copies the weights of an expert for each of its tokens: 8 GB in this training step.
+IMPLEMENTATIONS = {
     "training step": ["eager", "grouped_mm"],
     "training step and AdamW": ["eager", "grouped_mm"],
     "prefill": ["eager", "grouped_mm"],
@@ -62,8 +53,8 @@ SPEED = {
 }
 
 
-def models() -> dict[str, PreTrainedModel]:
-    """Mixtral, ours with its weights, and ours dense."""
+def build_models() -> dict[str, PreTrainedModel]:
+    """Returns Mixtral, our model with the same weights, and our dense model of the same active parameters."""
     set_seed(0)
     native = MixtralForCausalLM(MIXTRAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,18 +66,18 @@ def models() -> dict[str, PreTrainedModel]:
     return {"mixtral": native, "ours": ours, "dense": dense}
 
 
-def tokens(rows: int = ROWS) -> torch.Tensor:
+def random_ids(rows: int = ROWS) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
 
 
 def training_step(model: PreTrainedModel, rows: int = ROWS) -> None:
-    ids = tokens(rows)
+    ids = random_ids(rows)
     model.train()(ids, labels=ids, use_cache=False).loss.backward()
     model.zero_grad()
 
 
 def training_step_and_adamw(model: PreTrainedModel) -> None:
-    ids = tokens()
+    ids = random_ids()
     if not hasattr(model, "optimizer"):
         model.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     model.train()(ids, labels=ids, use_cache=False).loss.backward()
@@ -96,18 +87,17 @@ def training_step_and_adamw(model: PreTrainedModel) -> None:
 
 @torch.inference_mode()
 def prefill(model: PreTrainedModel) -> None:
-    model.eval()(tokens(), logits_to_keep=1, output_router_logits=False)
+    model.eval()(random_ids(), logits_to_keep=1, output_router_logits=False)
 
 
 @torch.inference_mode()
 def decode(model: PreTrainedModel) -> None:
     model.config.output_router_logits = False
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    model.eval().generate(tokens()[:1, :64], **options)
+    model.eval().generate(random_ids()[:1, :PROMPT], max_new_tokens=NEW_TOKENS, **GREEDY)
     model.config.output_router_logits = True
 
 
-WORK = {
+WORKLOADS = {
     "training step": training_step,
     "prefill": prefill,
     "decode": decode,
@@ -115,45 +105,42 @@ WORK = {
 }
 
 
-def with_implementation(work: Callable, model: PreTrainedModel, implementation: str) -> Callable[[], None]:
-    def call() -> None:
-        model.set_experts_implementation(implementation)
-        work(model)
-
-    return call
+def run_with(implementation: str, model: PreTrainedModel, workload: Callable) -> None:
+    model.set_experts_implementation(implementation)
+    workload(model)
 
 
-def speed(rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of each; of a training step also the gigabytes at the peak."""
-    built = models()
+def measure_speed(rounds: int) -> dict[str, dict[str, float]]:
+    """Returns seconds of each workload, and the gigabytes that a training step of 8 x 512 tokens adds at its peak."""
+    models = build_models()
     results = {}
-    for name, work in WORK.items():
+    for name, workload in WORKLOADS.items():
         calls = {
-            f"{side} {implementation}": with_implementation(work, built[side], implementation)
-            for implementation in SPEED[name]
+            f"{side} {implementation}": partial(run_with, implementation, models[side], workload)
+            for implementation in IMPLEMENTATIONS[name]
             for side in ("mixtral", "ours")
         }
-        results[name] = medians(calls | {"dense": lambda: work(built["dense"])}, rounds)  # noqa: B023 called at once
+        results[name] = median_seconds(calls | {"dense": partial(workload, models["dense"])}, rounds)
         print(f"{name} done", file=sys.stderr)
-    results["training step of 8 x 512, gigabytes"] = {}
-    for name in results["training step"]:
-        results["training step of 8 x 512, gigabytes"][name] = float(in_own_process("--peak", *name.split()))
+    results["training step of 8 x 512, gigabytes"] = {
+        name: float(run_in_subprocess("--peak", *name.split())) for name in results["training step"]
+    }
     return results
 
 
 def peak(side: str, implementation: str = "eager") -> float:
-    """What a training step of 8 x 512 tokens adds to the memory of a process that holds the model."""
-    model = models()[side]
+    """Returns the gigabytes that a training step of 8 x 512 tokens adds at its peak, in this process."""
+    model = build_models()[side]
     if side != "dense":
         model.set_experts_implementation(implementation)
-    prefill(model)  # weights are read from their files when they are first used
-    return added_gigabytes(lambda: training_step(model, MANY_ROWS))
+    prefill(model)  # reads the weights from their mapped files
+    return peak_increase_gigabytes(lambda: training_step(model, MEMORY_ROWS))
 
 
 def print_speed(results: dict[str, dict[str, float]]) -> None:
-    for work, row in results.items():
+    for workload, row in results.items():
         best = min(value for name, value in row.items() if name.startswith("mixtral"))
-        print(f"\n{work:32}{'':>10}  / best Mixtral   / dense")
+        print(f"\n{workload:32}{'':>10}  / best Mixtral   / dense")
         for name, value in row.items():
             print(f"  {name:30}{value:>10.3f}{value / best:>14.2f}{value / row['dense']:>12.2f}")
 
@@ -167,80 +154,56 @@ SMALL = {
 }
 EXPERTS = SMALL | {"num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 BALANCE = {
-    "no balance": EXPERTS | {"router_aux_loss_coef": 0.0},
-    "loss": EXPERTS | {"router_aux_loss_coef": 0.05},
-    "bias, without a loss": EXPERTS | {"router_aux_loss_coef": 0.0, "router_bias_update_rate": 0.01},
+    "no balancing": EXPERTS | {"router_aux_loss_coef": 0.0},
+    "balancing loss": EXPERTS | {"router_aux_loss_coef": 0.05},
+    "router bias, no loss": EXPERTS | {"router_aux_loss_coef": 0.0, "router_bias_update_rate": 0.01},
     "dense": SMALL | {"intermediate_size": 512},
 }
 
 
 class Data:
-    """Rows of 128 tokens: to train on, and to evaluate on."""
+    """Rows of 128 tokens for training and for evaluation."""
 
     def __init__(self, texts: list[str]) -> None:
         tokenizer = train_tokenizer(texts, SMALL["vocab_size"])
         self.training, self.evaluation = TokenBlocks(encode_texts(tokenizer, texts), 128).split(0.02)
 
 
-def train(model: GPTForCausalLM, data: Data, steps: int, learning_rate: float, seed: int = 0) -> dict:
-    """By the stock Trainer. The loss on text that was held out, and MaxVio of each layer in the last eighth."""
+def train_and_evaluate(model: GPTForCausalLM, data: Data, steps: int, learning_rate: float, seed: int = 0) -> dict:
+    """Returns the loss on held-out rows, the MaxVio of each layer in the last eighth of the steps, and the sizes."""
     metrics = ExpertMetrics()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=steps,
-            per_device_train_batch_size=16,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=steps // 10,
-            weight_decay=0.1,
-            adam_beta2=0.95,
-            logging_steps=steps // 8,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=not torch.accelerator.is_available(),
-            disable_tqdm=True,
-            seed=seed,
-        )
-        trainer = Trainer(model, arguments, train_dataset=data.training, eval_dataset=data.evaluation)
-        trainer.add_callback(metrics)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        loss = trainer.evaluate()["eval_loss"]
+    options = {"steps": steps, "batch_size": 16, "learning_rate": learning_rate, "seed": seed}
+    trainer = train(model, data.training, callbacks=[metrics], **options)
     costs = account(model.config, 128)
     return {
-        "loss": loss,
+        "loss": trainer.evaluate(data.evaluation)["eval_loss"],
         "max_violation": metrics.max_violations,
         "active_parameters": costs.active_parameters,
         "parameters": costs.parameters,
     }
 
 
-def build(fields: dict) -> GPTForCausalLM:
-    set_seed(0)
-    return GPTForCausalLM(GPTConfig(**fields))
-
-
-def balance(data: Data, steps: int) -> tuple[dict[str, dict], GPTForCausalLM]:
-    """The results, and the dense model as it was trained."""
+def measure_balance(data: Data, steps: int) -> tuple[dict[str, dict], GPTForCausalLM]:
+    """Returns the results, and the trained dense model."""
     results = {}
     for name, fields in BALANCE.items():
-        model = build(fields)
-        results[name] = train(model, data, steps, learning_rate=2e-3)
+        set_seed(0)
+        model = GPTForCausalLM(GPTConfig(**fields))
+        results[name] = train_and_evaluate(model, data, steps, learning_rate=2e-3)
         print(f"{name} done", file=sys.stderr)
     return results, model
 
 
-def upcycling(dense: GPTForCausalLM, data: Data, steps: int) -> dict[str, dict]:
-    """From one checkpoint, over the same rows in the same order."""
-    continued = {
-        "dense goes on": dense,
-        "8 copies, 2 at work": upcycle(dense, 8, 2, router_aux_loss_coef=0.05),
-        "16 halves, 2 at work": upcycle(dense, 16, 2, granularity=2, router_aux_loss_coef=0.05),
+def measure_upcycling(dense: GPTForCausalLM, data: Data, steps: int) -> dict[str, dict]:
+    """Trains the dense model and its upcycled versions on the same rows in the same order."""
+    models = {
+        "dense, trained further": dense,
+        "8 copies, top 2": upcycle(dense, 8, 2, router_aux_loss_coef=0.05),
+        "16 halves, top 2": upcycle(dense, 16, 2, granularity=2, router_aux_loss_coef=0.05),
     }
     results = {}
-    for name, model in continued.items():
-        results[name] = train(model, data, steps, learning_rate=1e-3, seed=1)
+    for name, model in models.items():
+        results[name] = train_and_evaluate(model, data, steps, learning_rate=1e-3, seed=1)
         print(f"{name} done", file=sys.stderr)
     return results
 
@@ -255,27 +218,27 @@ def print_training(title: str, results: dict[str, dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["speed", "balance", "upcycling"]
-    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--text", nargs="+", type=Path, help="the documentation of Python by default")
-    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="default: all")
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps; upcycling takes half as many")
+    parser.add_argument("--text", nargs="+", type=Path, help="text files (default: the documentation of Python)")
+    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)  # one case, in its own process
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak(*arguments.peak))
         return
     rows: dict[str, dict] = {}
     if "speed" in arguments.parts:
-        rows["speed"] = speed(arguments.rounds)
+        rows["speed"] = measure_speed(arguments.rounds)
         print_speed(rows["speed"])
     if {"balance", "upcycling"} & set(arguments.parts):
-        data = Data(read_files(arguments.text) if arguments.text else standard_library_documentation())
-        rows["balance"], dense = balance(data, arguments.steps)
-        print_training("Trained from the beginning", rows["balance"])
+        data = Data(read_texts(arguments.text))
+        rows["balance"], dense = measure_balance(data, arguments.steps)
+        print_training("Trained from scratch", rows["balance"])
     if "upcycling" in arguments.parts:
-        rows["upcycling"] = upcycling(dense, data, arguments.steps // 2)
-        print_training("Continued", rows["upcycling"])
-    print(json.dumps({"machine": machine(), "rows": rows}))
+        rows["upcycling"] = measure_upcycling(dense, data, arguments.steps // 2)
+        print_training("Trained further", rows["upcycling"])
+    print_json(rows=rows)
 
 
 if __name__ == "__main__":
