@@ -1,59 +1,54 @@
-"""The tokenizer beside a checkpoint comes along, in every form it may have."""
-
 import base64
 import json
 
 import pytest
-from native import save_native
+from native import assert_convert_raises, save_native
+from tiny_tokenizers import write_vocab_and_merges
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
-from hf_gpt.conversion import convert, export
+from hf_gpt.conversion import checkpoints, convert, export
 from hf_gpt.conversion.tokenizers import open_tokenizer
 from hf_gpt.tokenization import tokenizer_to_tiktoken, train_tokenizer
 
 TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained():
     return train_tokenizer([TEXT * 9], 300)
 
 
 @pytest.fixture
 def native(tmp_path):
+    """The folder of a native GPT-2 without a tokenizer."""
     save_native(tmp_path / "native", "gpt2", vocab_size=300)
     return tmp_path / "native"
-
-
-def write_vocab_and_merges(tokenizer, folder, vocab, merges):
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / vocab).write_text(json.dumps(model["vocab"]))
-    lines = [" ".join(merge) for merge in model["merges"]]
-    (folder / merges).write_text("\n".join(["#version: 0.2", *lines]) + "\n")
-
-
-def write_openai(tokenizer, folder):
-    write_vocab_and_merges(tokenizer, folder, "encoder.json", "vocab.bpe")
-
-
-def write_hugging_face(tokenizer, folder):
-    write_vocab_and_merges(tokenizer, folder, "vocab.json", "merges.txt")
 
 
 def write_saved(tokenizer, folder):
     tokenizer.save_pretrained(folder)
 
 
-def write_saved_without_its_class(tokenizer, folder):
-    """As GPT-2's own repository has it."""
+def write_saved_without_class(tokenizer, folder):
+    """As in GPT-2's repository on the Hub."""
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
 
 
+def write_hugging_face(tokenizer, folder):
+    write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
+
+
+def write_openai(tokenizer, folder):
+    vocab, merges = write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
+    vocab.rename(folder / "encoder.json")
+    merges.rename(folder / "vocab.bpe")
+
+
 @pytest.mark.parametrize(
-    "write", [write_saved, write_saved_without_its_class, write_openai, write_hugging_face], ids=lambda f: f.__name__
+    "write", [write_saved, write_saved_without_class, write_openai, write_hugging_face], ids=lambda f: f.__name__
 )
-def test_a_byte_level_tokenizer(native, trained, write, tmp_path):
+def test_byte_level(native, trained, write, tmp_path):
     write(trained, native)
     convert(native, tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "back", "gpt2")
@@ -64,7 +59,7 @@ def test_a_byte_level_tokenizer(native, trained, write, tmp_path):
         assert tokenizer.decode(expected) == TEXT
 
 
-def test_an_existing_tokenizer_is_copied_as_it_is(native, trained, tmp_path):
+def test_an_existing_tokenizer_is_copied_unchanged(native, trained, tmp_path):
     trained.chat_template = "{{ messages }}"
     trained.save_pretrained(native)
     convert(native, tmp_path / "ours")
@@ -72,8 +67,8 @@ def test_an_existing_tokenizer_is_copied_as_it_is(native, trained, tmp_path):
         assert (tmp_path / "ours" / name).read_bytes() == (native / name).read_bytes()
 
 
-def test_what_the_native_class_adds_stays(native, trained, tmp_path):
-    """A space before the first word is an option of the class, in no file of the vocabulary."""
+def test_options_of_the_native_class(native, trained, tmp_path):
+    """`add_prefix_space` is an option of the class, in no file of the vocabulary."""
     write_hugging_face(trained, native)
     (native / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}')
     convert(native, tmp_path / "ours")
@@ -82,7 +77,8 @@ def test_what_the_native_class_adds_stays(native, trained, tmp_path):
     assert expected == trained(" heroes")["input_ids"]
 
 
-def test_gpt1_words(tmp_path):
+def test_word_level(tmp_path):
+    """GPT-1's words."""
     letters = sorted({*TEXT.lower()} - {" ", "\n"})
     vocab = ["<unk>", *letters, *(f"{letter}</w>" for letter in letters), "al", "all</w>"]
     save_native(tmp_path / "native", "openai-gpt", vocab_size=len(vocab))
@@ -103,13 +99,25 @@ def test_tiktoken_ranks(native, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")("heal all")["input_ids"] == [256, 257, 32, 258]
 
 
+def test_no_tokenizer(native, tmp_path):
+    convert(native, tmp_path / "ours")
+    assert not list((tmp_path / "ours").glob("*token*"))
+
+
+def test_an_invalid_tokenizer_is_detected_before_weights_are_written(native, monkeypatch):
+    (native / "tokenizer.json").write_text("{}")
+    (native / "tokenizer_config.json").write_text("{")
+    monkeypatch.setattr(checkpoints, "save_file", None)
+    assert_convert_raises(native, "tokenizer_config.json is not valid JSON")
+
+
 @pytest.mark.parametrize("write", [write_saved, write_openai, write_hugging_face], ids=lambda f: f.__name__)
-def test_a_tokenizer_is_opened_in_any_form(trained, write, tmp_path):
+def test_open_a_folder(trained, write, tmp_path):
     write(trained, tmp_path)
     assert open_tokenizer(tmp_path)(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
 
 
-def test_a_file_of_ranks_is_opened(trained, tmp_path):
+def test_open_a_file_of_ranks(trained, tmp_path):
     tokenizer_to_tiktoken(trained, tmp_path / "r50k_base.tiktoken")
     assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
     (tmp_path / "r50k_base.tiktoken").rename(tmp_path / "mine.tiktoken")
@@ -117,15 +125,10 @@ def test_a_file_of_ranks_is_opened(trained, tmp_path):
         open_tokenizer(tmp_path / "mine.tiktoken")
 
 
-def test_no_tokenizer_to_open(tmp_path, monkeypatch):
+def test_open_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "tokenizer.json").write_text("{}")
     for name in (tmp_path, tmp_path / "none", tmp_path / "junk", "nobody/nothing"):
-        with pytest.raises(OSError, match="is no folder with a tokenizer, and no tokenizer on the Hub"):
+        with pytest.raises(OSError, match="is neither a folder with a tokenizer nor a tokenizer on the Hub"):
             open_tokenizer(name, local_files_only=True)
-
-
-def test_without_a_tokenizer_there_is_none(native, tmp_path):
-    convert(native, tmp_path / "ours")
-    assert not list((tmp_path / "ours").glob("*token*"))
