@@ -1,13 +1,62 @@
-"""Recomputation: large activations are not saved for backward."""
+"""Feed-forward layers against their formulas, and recomputation: large activations are not saved for backward."""
+
+import math
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import VARIANTS, make_model, random_ids
+from tiny import VARIANTS, make_config, make_model, random_ids
 
 from hf_gpt.model import feed_forward
+from hf_gpt.model.feed_forward import build_activation, build_mlp
 
 DENSE = [name for name, fields in VARIANTS.items() if "num_local_experts" not in fields]
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+# The activations of the lineage by their names in transformers (Hendrycks and Gimpel 2016 for the GELUs).
+FORMULAS = {
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "gelu_new": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "silu": lambda x: x / (1 + (-x).exp()),
+    "quick_gelu": lambda x: x / (1 + (-1.702 * x).exp()),
+}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_activation_equals_its_formula(activation):
+    states = torch.linspace(-8, 8, 201, dtype=torch.float64)
+    actual = build_activation(make_config(hidden_act=activation))(states)
+    assert torch.allclose(actual, FORMULAS[activation](states), atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mlp_type", ["mlp", "glu", "clamped_glu"])
+def test_feed_forward_equals_its_formula(mlp_type, bias):
+    """down(act(up)), down(act(gate) * up) (Shazeer 2020), and the clamped gate of gpt-oss."""
+    config = make_config(mlp_type=mlp_type, mlp_bias=bias, hidden_act="silu", swiglu_alpha=1.5, swiglu_limit=0.5)
+    layer, states = build_mlp(config, 48).double(), torch.randn(2, 5, 32, dtype=torch.float64)
+
+    def linear(name, x):
+        projection = getattr(layer, f"{name}_proj")
+        return x @ projection.weight.t() + (projection.bias if bias else 0)
+
+    up = linear("up", states)
+    if mlp_type == "mlp":
+        hidden = FORMULAS["silu"](up)
+    elif mlp_type == "glu":
+        hidden = FORMULAS["silu"](linear("gate", states)) * up
+    else:
+        gate = torch.minimum(linear("gate", states), torch.tensor(0.5))
+        assert (up.abs() > 0.5).any()
+        hidden = gate * torch.sigmoid(1.5 * gate) * (up.clamp(-0.5, 0.5) + 1)
+    assert torch.allclose(layer(states), linear("down", hidden), atol=1e-12)
 
 
 def gradients(model, ids, autocast=False):
