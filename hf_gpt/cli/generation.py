@@ -36,7 +36,7 @@ def generate(
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{model} is not a folder with a model and a tokenizer, nor a model on the Hub: {error}"
+            f"{model} is neither a folder with a model and a tokenizer nor a model on the Hub: {error}"
         ) from error
     network = AutoModelForCausalLM.from_pretrained(model)
     if torch.accelerator.is_available():

@@ -44,7 +44,7 @@ def test_verify_fails_if_the_logits_differ(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "/nowhere", "ours"], "/nowhere is no folder"),
+        (["convert", "/nowhere", "ours"], "/nowhere is not a folder"),
         (["convert", "{saved}", "ours"], "is a model of hf_gpt already"),
         (["export", "{saved}", "back", "--to", "gpt5"], "no family 'gpt5'"),
         (["export", "{saved}", "back", "--to", "gpt2"], "position_embedding_type='rope' cannot be expressed by gpt2"),
@@ -88,7 +88,7 @@ def test_reinitialise_is_a_deprecated_alias(run, saved, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere", "out"], "/nowhere is no folder"),
+        (["/nowhere", "out"], "/nowhere is not a folder"),
         (["{saved}", "{saved}"], "choose another output folder"),
         (
             ["{saved}", "out", "--num-experts", "2", "--num-experts-per-tok", "4"],
@@ -122,7 +122,7 @@ def test_quantize(run, saved, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere", "out"], "/nowhere is no folder"),
+        (["/nowhere", "out"], "/nowhere is not a folder"),
         (["{saved}", "{saved}"], "choose another output folder"),
         (["{saved}", "out", "--to", "int3"], "expected one of int8, int4"),
         (["{saved}", "out", "--to", "int4", "--group-size", "128"], "group_size=128 does not divide"),

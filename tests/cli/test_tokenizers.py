@@ -72,7 +72,7 @@ def test_tokenize_with_the_shipped_tokenizer(run, text, tmp_path):
 
 def test_tokenize_with_bad_arguments(run, text, saved, tmp_path):
     out = ("--out", tmp_path / "tokens")
-    assert_error(run("tokenize", text, *out, "--tokenizer", tmp_path), "is no folder with a tokenizer")
+    assert_error(run("tokenize", text, *out, "--tokenizer", tmp_path), "is neither a folder with a tokenizer")
     assert_error(run("tokenize", text, *out, "--engine", "quick"), "engine='quick': expected tiktoken or tokenizers")
     assert_error(run("tokenize", tmp_path, *out), "is a folder: expected files")
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}

@@ -6,6 +6,7 @@ import sys
 import pytest
 from command_line import TEXT, TINY, assert_error
 from huggingface_hub import ModelCard
+from stock_trainer import killed_at
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gpt import recipes
@@ -96,12 +97,7 @@ def test_train_resumes(run, text, tmp_path, monkeypatch):
     whole, cut, late = tmp_path / "whole", tmp_path / "cut", tmp_path / "late"
     assert run(*arguments, whole)[0] == 0
 
-    def kill(self, args, state, *_, **__):
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.trainer_callback.DefaultFlowCallback.on_step_begin", kill, raising=False)
+    with killed_at(5):
         run(*arguments, cut)
     with monkeypatch.context() as patch:
         patch.setattr(recipes, "draw_loss_curve", lambda *_: 1 / 0)
