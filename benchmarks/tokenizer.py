@@ -1,10 +1,10 @@
-"""Tokenizing a corpus, training a tokenizer, and bytes per token, beside the peers in one run.
+"""Compares tokenizing a corpus, training a tokenizer, and bytes per token with tiktoken and tokenizers.
 
-python benchmarks/tokenizer.py FILES --vocabularies FOLDER [--held-out FILES] [--only speed training compression]
+python benchmarks/tokenizer.py FILES --vocabularies FOLDER [--held-out FILES] [--parts speed training compression]
 
-FOLDER holds OpenAI's files: encoder.json, vocab.bpe, cl100k_base.tiktoken. FILES are text; they are cut into documents
-of about 4,000 characters, and repeated up to --megabytes. Speed is measured with GPT-2's vocabulary on one core and on
-two, each in a process that has no others.
+FILES are text. They are split into documents of 4,000 characters, and repeated up to --megabytes. FOLDER has OpenAI's
+encoder.json, vocab.bpe and cl100k_base.tiktoken. Speed is measured with GPT-2's vocabulary on one core and on two, each
+in a process that is restricted to these cores.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-if "--cores" in sys.argv:  # before any pool of threads is made
+if "--cores" in sys.argv:  # before any thread pool is created
     os.sched_setaffinity(0, json.loads(sys.argv[sys.argv.index("--cores") + 1]))
 
 import tiktoken
-from measure import machine, medians, report
+from measure import compare, median_seconds, print_comparison, print_json
+from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
@@ -30,34 +31,38 @@ from hf_gpt.tokenization import (
     load_tokenizer,
     tokenizer_from_tiktoken,
     tokenizer_from_vocab_and_merges,
+    tokenizer_to_tiktoken,
     train_tokenizer,
 )
-from hf_gpt.tokenization.byte_alphabet import characters_to_bytes
 from hf_gpt.tokenization.chunking import split_into_chunks
-from hf_gpt.tokenization.ranks import extract_ranks
 from hf_gpt.tokenization.split_patterns import SPLIT_PATTERNS
-from hf_gpt.tokenization.vocabulary_files import read_merges, read_vocab
+
+GPT2_FILES = ("encoder.json", "vocab.bpe")
+TRAINING_MEGABYTES = 20
 
 
-def documents(files: list[Path], megabytes: float) -> list[str]:
-    once = [piece for file in files for piece in split_into_chunks(file.read_text("utf-8"), 4000)]
-    return once * max(1, round(megabytes / megabytes_of(once)))
+def read_documents(files: list[Path], megabytes: float) -> list[str]:
+    """Returns documents of 4,000 characters, repeated up to about this size."""
+    once = [chunk for file in files for chunk in split_into_chunks(file.read_text("utf-8"), 4000)]
+    return once * max(1, round(megabytes / count_megabytes(once)))
 
 
-def megabytes_of(texts: list[str]) -> float:
+def count_megabytes(texts: list[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) -> dict[str, float]:
-    """Megabytes of text in a second, on the cores of this process; the slow peer reads every eighth document."""
-    texts = documents(files, megabytes)
-    size, eighth = megabytes_of(texts), texts[::8]
+def measure_speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) -> dict[str, float]:
+    """Returns megabytes of text per second on the cores of this process.
+
+    GPT2TokenizerFast is slow and encodes every eighth document only.
+    """
+    texts = read_documents(files, megabytes)
+    size, every_eighth = count_megabytes(texts), texts[::8]
     cores = len(os.sched_getaffinity(0))
-    vocab_file, merges_file = vocabularies / "encoder.json", vocabularies / "vocab.bpe"
-    ours = tokenizer_from_vocab_and_merges(vocab_file, merges_file)
-    vocab = read_vocab(vocab_file)
-    peer = GPT2Tokenizer(vocab=vocab, merges=list(read_merges(merges_file, vocab)))
-    engine = tiktoken_of(ours)
+    vocab, merges = (vocabularies / name for name in GPT2_FILES)
+    ours = tokenizer_from_vocab_and_merges(vocab, merges)
+    peer = GPT2Tokenizer(vocab=str(vocab), merges=str(merges))
+    encoding = build_tiktoken(ours)
 
     with tempfile.TemporaryDirectory() as folder:
         corpus, out = Path(folder, "corpus.jsonl"), Path(folder, "tokens")
@@ -67,36 +72,39 @@ def speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) 
             shutil.rmtree(out, ignore_errors=True)
             tokenize_files([corpus], ours, out)
 
-        seconds = medians(
+        seconds = median_seconds(
             {
                 "hf-gpt tokenize": tokenize,
-                "tiktoken by itself": lambda: engine.encode_ordinary_batch(texts, num_threads=cores),
-                "GPT2TokenizerFast, a batch": lambda: peer(eighth, verbose=False),
+                "tiktoken, batch": lambda: encoding.encode_ordinary_batch(texts, num_threads=cores),
+                "GPT2TokenizerFast, batch": lambda: peer(every_eighth, verbose=False),
             },
             rounds,
         )
-    slow = megabytes_of(eighth) / seconds.pop("GPT2TokenizerFast, a batch")
-    return {name: size / value for name, value in seconds.items()} | {"GPT2TokenizerFast, a batch": slow}
+    slow = count_megabytes(every_eighth) / seconds.pop("GPT2TokenizerFast, batch")
+    return {name: size / value for name, value in seconds.items()} | {"GPT2TokenizerFast, batch": slow}
 
 
-def tiktoken_of(tokenizer: PreTrainedTokenizerFast) -> tiktoken.Encoding:
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
-    ranks = {characters_to_bytes(token): rank for token, rank in extract_ranks(stored).items()}
+def build_tiktoken(tokenizer: PreTrainedTokenizerFast) -> tiktoken.Encoding:
+    """Returns tiktoken's GPT-2 encoding with the ranks of a tokenizer, without a download."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_to_tiktoken(tokenizer, Path(folder, "ranks"))
+        ranks = load_tiktoken_bpe(str(Path(folder, "ranks")))
     return tiktoken.Encoding("gpt2", pat_str=SPLIT_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
 
 
-def peer_speed(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) -> float:
-    texts = documents(files, megabytes)[::2]
-    ours = tokenizer_from_vocab_and_merges(vocabularies / "encoder.json", vocabularies / "vocab.bpe")
-    engine = tiktoken_of(ours)
-    seconds = medians({"peer": lambda: [engine.encode_ordinary(text) for text in texts]}, rounds)
-    return megabytes_of(texts) / seconds["peer"]
+def measure_tiktoken(files: list[Path], vocabularies: Path, megabytes: float, rounds: int) -> float:
+    """Returns megabytes per second of tiktoken without threads, on half of the documents."""
+    texts = read_documents(files, megabytes)[::2]
+    encoding = build_tiktoken(tokenizer_from_vocab_and_merges(*(vocabularies / name for name in GPT2_FILES)))
+    seconds = median_seconds({"tiktoken": lambda: [encoding.encode_ordinary(text) for text in texts]}, rounds)
+    return count_megabytes(texts) / seconds["tiktoken"]
 
 
-def training(files: list[Path], megabytes: float, rounds: int) -> dict[str, dict[str, float]]:
-    texts = documents(files, megabytes)
+def measure_training(files: list[Path], megabytes: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Returns the seconds of training a vocabulary of 50,257, ours and with tokenizers' trainer."""
+    texts = read_documents(files, megabytes)
 
-    def peer() -> None:
+    def train_peer() -> None:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -108,17 +116,14 @@ def training(files: list[Path], megabytes: float, rounds: int) -> dict[str, dict
         trainer = trainers.BpeTrainer(vocab_size=50257, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(texts, trainer, length=len(texts))
 
-    seconds = medians({"ours": lambda: train_tokenizer(texts), "peer": peer}, rounds)
-    return {f"{megabytes:.0f} MB to 50,257": seconds | {"ratio": seconds["ours"] / seconds["peer"]}}
+    return {f"{megabytes:.0f} MB to 50,257 tokens": compare(lambda: train_tokenizer(texts), train_peer, rounds)}
 
 
-def compression(files: list[Path], vocabularies: Path) -> dict[str, dict[str, float]]:
-    """Bytes in a token of text that the tokenizer was not trained on."""
+def measure_compression(files: list[Path], vocabularies: Path) -> dict[str, dict[str, float]]:
+    """Returns bytes per token of each file, for the shipped tokenizer, GPT-2's and cl100k."""
     encoders = {
         "ours": build_encoder(load_tokenizer()),
-        "GPT-2": build_encoder(
-            tokenizer_from_vocab_and_merges(vocabularies / "encoder.json", vocabularies / "vocab.bpe")
-        ),
+        "GPT-2": build_encoder(tokenizer_from_vocab_and_merges(*(vocabularies / name for name in GPT2_FILES))),
         "cl100k": build_encoder(tokenizer_from_tiktoken(vocabularies / "cl100k_base.tiktoken", "cl100k_base")),
     }
     rows = {}
@@ -128,8 +133,8 @@ def compression(files: list[Path], vocabularies: Path) -> dict[str, dict[str, fl
     return rows
 
 
-def rates_of(command: list[str], cores: list[list[int]]) -> list:
-    """What the command prints on its last line, of one process for each list of cores, all at a time."""
+def run_on_cores(command: list[str], cores: list[list[int]]) -> list:
+    """Runs one process per list of cores, all at the same time, and returns what each prints as JSON."""
     allowed = sorted(os.sched_getaffinity(0))
     processes = [
         subprocess.Popen(
@@ -137,48 +142,69 @@ def rates_of(command: list[str], cores: list[list[int]]) -> list:
         )
         for each in cores
     ]
-    printed = [process.communicate()[0] for process in processes]
-    return [json.loads(text.splitlines()[-1]) for text in printed]
+    outputs = [process.communicate()[0] for process in processes]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def measure_scaling(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Returns megabytes per second on one core and on two.
+
+    Two independent processes of tiktoken are what the machine allows.
+    """
+    command = [sys.executable, __file__, *map(str, arguments.files), "--vocabularies", str(arguments.vocabularies)]
+    command += ["--megabytes", str(arguments.megabytes), "--rounds", str(arguments.rounds)]
+    one, two = run_on_cores(command, [[0]])[0], run_on_cores(command, [[0, 1]])[0]
+    command.append("--tiktoken")
+    one["tiktoken, two processes"] = run_on_cores(command, [[0]])[0]
+    two["tiktoken, two processes"] = sum(run_on_cores(command, [[0], [1]]))
+    return {"one core": one, "two cores": two}
+
+
+def print_scaling(rates: dict[str, dict[str, float]]) -> None:
+    print(f"{'MB/s':32}{'one core':>10}{'two':>10}{'ratio':>8}")
+    for name, one in rates["one core"].items():
+        two = rates["two cores"][name]
+        print(f"{name:32}{one:>10.2f}{two:>10.2f}{two / one:>8.2f}")
+
+
+def print_compression(rows: dict[str, dict[str, float]]) -> None:
+    print(f"{'bytes per token':32}{'ours':>10}{'GPT-2':>10}{'ratio':>8}{'cl100k':>10}{'ratio':>8}")
+    for name, row in rows.items():
+        ours, gpt2, cl100k = row.values()
+        print(f"{name:32}{ours:>10.2f}{gpt2:>10.2f}{ours / gpt2:>8.2f}{cl100k:>10.2f}{ours / cl100k:>8.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--vocabularies", type=Path, required=True)
-    parser.add_argument("--held-out", type=Path, nargs="*", default=[])
-    parser.add_argument("--only", nargs="*", default=["speed", "training", "compression"])
-    parser.add_argument("--megabytes", type=float, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cores", help=argparse.SUPPRESS)
-    parser.add_argument("--peer-alone", action="store_true", help=argparse.SUPPRESS)
+    parts = ["speed", "training", "compression"]
+    parser.add_argument("files", type=Path, nargs="+", help="text files to tokenize and to train on")
+    parser.add_argument("--vocabularies", type=Path, required=True, help="folder of OpenAI's vocabulary files")
+    parser.add_argument("--held-out", type=Path, nargs="*", default=[], help="text files of `compression`")
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="default: all")
+    parser.add_argument(
+        "--megabytes", type=float, default=128, help=f"corpus size; training uses at most {TRAINING_MEGABYTES}"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: %(default)s)")
+    parser.add_argument("--cores", help=argparse.SUPPRESS)  # the speed on these cores, in its own process
+    parser.add_argument("--tiktoken", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cores:
-        measure = peer_speed if arguments.peer_alone else speed
+        measure = measure_tiktoken if arguments.tiktoken else measure_speed
         print(json.dumps(measure(arguments.files, arguments.vocabularies, arguments.megabytes, arguments.rounds)))
         return
 
-    if "speed" in arguments.only:
-        again = [sys.executable, __file__, *map(str, arguments.files), "--vocabularies", str(arguments.vocabularies)]
-        again += ["--megabytes", str(arguments.megabytes), "--rounds", str(arguments.rounds)]
-        rates = {1: rates_of(again, [[0]])[0], 2: rates_of(again, [[0, 1]])[0]}
-        # What the machine allows: the peer twice, side by side, with nothing in common but the machine.
-        apart = rates_of([*again, "--peer-alone"], [[0], [1]])
-        rates[1]["tiktoken, two processes"] = rates_of([*again, "--peer-alone"], [[0]])[0]
-        rates[2]["tiktoken, two processes"] = sum(apart)
-        print(f"{'MB/s':32}{'one core':>10}{'two':>10}{'ratio':>8}")
-        for name in rates[1]:
-            one, two = rates[1][name], rates[2][name]
-            print(f"{name:32}{one:>10.2f}{two:>10.2f}{two / one:>8.2f}")
-        print(json.dumps({"machine": machine(), "megabytes per second": rates}))
-    if "training" in arguments.only:
-        report(training(arguments.files, 20, arguments.rounds))
-    if "compression" in arguments.only:
-        rows = compression(arguments.held_out, arguments.vocabularies)
-        print(f"{'bytes per token':32}{'ours':>10}{'GPT-2':>10}{'ratio':>8}{'cl100k':>10}{'ratio':>8}")
-        for name, row in rows.items():
-            ours, gpt2, cl100k = row.values()
-            print(f"{name:32}{ours:>10.2f}{gpt2:>10.2f}{ours / gpt2:>8.2f}{cl100k:>10.2f}{ours / cl100k:>8.2f}")
-        print(json.dumps({"bytes per token": rows}))
+    results = {}
+    if "speed" in arguments.parts:
+        results["megabytes per second"] = rates = measure_scaling(arguments)
+        print_scaling(rates)
+    if "training" in arguments.parts:
+        megabytes = min(arguments.megabytes, TRAINING_MEGABYTES)
+        results["training"] = seconds = measure_training(arguments.files, megabytes, arguments.rounds)
+        print_comparison(seconds)
+    if "compression" in arguments.parts:
+        results["bytes per token"] = rows = measure_compression(arguments.held_out, arguments.vocabularies)
+        print_compression(rows)
+    print_json(results=results)
 
 
 if __name__ == "__main__":
