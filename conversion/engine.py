@@ -20,14 +20,13 @@ from .families import find_family, recognize
 from .family import Family
 from .sources import locate
 from .tokenizers import copy_tokenizer
-from .weights import Read, Rule, expand
+from .weights import Read, Rule, TensorMapping, expand
 
 SHARD_SIZE = "500MB"
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-Tensors = dict[str, torch.Tensor]
-Translate = Callable[[Read], Tensors]  # a TensorMapping in one direction
+NamedTensors = dict[str, torch.Tensor]
 
 
 def convert(
@@ -58,9 +57,7 @@ def convert(
     _normalize_names(checkpoint, family)
     ours = model_tensors(config)
     layout = _check_layout(checkpoint, family, config, ours)
-    weights = _translate(
-        checkpoint, [partial(each.from_native, config=config) for each in expand(layout, config, ours)]
-    )
+    weights = _translate(checkpoint, expand(layout, config, ours), config, TensorMapping.from_native)
 
     return write_model(out, folder, GPTConfig.model_type, config, weights, max_shard_size, show_progress)
 
@@ -85,8 +82,7 @@ def export(
     folder = locate(src)
     config, checkpoint, ours = read_model(folder)
     fields = target.to_native(config)
-    layout = target.layouts[0]
-    weights = _translate(checkpoint, [partial(each.to_native, config=config) for each in expand(layout, config, ours)])
+    weights = _translate(checkpoint, expand(target.layouts[0], config, ours), config, TensorMapping.to_native)
 
     with _resumable(out, folder, family, max_shard_size) as partial_folder:
         _copy_companions(folder, partial_folder)
@@ -94,7 +90,7 @@ def export(
     return Path(out)
 
 
-def read_model(folder: Path) -> tuple[GPTConfig, Checkpoint, Tensors]:
+def read_model(folder: Path) -> tuple[GPTConfig, Checkpoint, NamedTensors]:
     """Returns the configuration and the tensors of a language model of hf_gpt, and its `model_tensors`.
 
     Raises:
@@ -131,7 +127,7 @@ def write_model(
     return Path(out)
 
 
-def model_tensors(config: GPTConfig) -> Tensors:
+def model_tensors(config: GPTConfig) -> NamedTensors:
     """Returns the tensors of a language model by name, on the meta device and without a tied head."""
     tied = {HEAD} if config.tie_word_embeddings else set()
     return {name: tensor for name, tensor in _on_meta(config).state_dict().items() if name not in tied}
@@ -158,10 +154,10 @@ def _normalize_names(checkpoint: Checkpoint, family: Family) -> None:
     checkpoint.drop([name for name in checkpoint.meta if name.endswith(family.computed)])
 
 
-def _check_layout(checkpoint: Checkpoint, family: Family, config: GPTConfig, ours: Tensors) -> tuple[Rule, ...]:
+def _check_layout(checkpoint: Checkpoint, family: Family, config: GPTConfig, ours: NamedTensors) -> tuple[Rule, ...]:
     """Returns the layout of a native checkpoint, after checking that its tensors match the configuration."""
 
-    def expected(layout: tuple[Rule, ...]) -> Tensors:
+    def expected(layout: tuple[Rule, ...]) -> NamedTensors:
         tensors = {}
         for mapping in expand(layout, config, ours):
             tensors |= mapping.to_native(ours.__getitem__, config)
@@ -186,7 +182,7 @@ def _drop_tied_head(checkpoint: Checkpoint, config: GPTConfig, head: str, embedd
     checkpoint.drop([head])
 
 
-def _check(checkpoint: Checkpoint, expected: Tensors) -> None:
+def _check(checkpoint: Checkpoint, expected: NamedTensors) -> None:
     """Raises a ValueError if the tensors of a checkpoint do not match its configuration."""
     found = checkpoint.meta
     faults = {
@@ -207,21 +203,30 @@ def _check(checkpoint: Checkpoint, expected: Tensors) -> None:
             )
 
 
-def _translate(checkpoint: Checkpoint, translations: list[Translate]) -> Weights:
-    """Returns the tensors of the other side: all shapes now, each tensor when it is read."""
-    meta: Tensors = {}
-    origins: dict[str, Translate] = {}
-    for translate in translations:
-        translated = translate(checkpoint.meta.__getitem__)
-        meta |= translated
-        origins |= dict.fromkeys(translated, translate)
+def _translate(
+    checkpoint: Checkpoint,
+    mappings: list[TensorMapping],
+    config: GPTConfig,
+    direction: Callable[[TensorMapping, Read, GPTConfig], NamedTensors],
+) -> Weights:
+    """Returns the tensors of the other side: their shapes now, each tensor when it is written.
 
-    latest: Tensors = {}  # one translation may return several tensors, which are read in turn
+    Args:
+        direction: `TensorMapping.from_native` or `TensorMapping.to_native`.
+    """
+    meta: NamedTensors = {}
+    origins: dict[str, TensorMapping] = {}
+    for mapping in mappings:
+        translated = direction(mapping, checkpoint.meta.__getitem__, config)
+        meta |= translated
+        origins |= dict.fromkeys(translated, mapping)
+
+    latest: NamedTensors = {}  # a mapping may return several tensors, which are written in turn
 
     def make(name: str) -> torch.Tensor:
         if name not in latest:
             latest.clear()  # frees memory before the next tensors are read
-            latest.update(origins[name](checkpoint.read))
+            latest.update(direction(origins[name], checkpoint.read, config))
         return latest.pop(name)
 
     return Weights(meta, make)

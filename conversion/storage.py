@@ -17,7 +17,7 @@ from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
 
-# Fields of config.json that are not copied: written anew, replaced by `rope_parameters`, describing quantized weights,
+# Fields of config.json that are not copied: rewritten, replaced by `rope_parameters`, describing quantized weights,
 # or naming code to run.
 NOT_COPIED = {
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),

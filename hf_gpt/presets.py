@@ -1,4 +1,4 @@
-"""The lineage by name: each preset is what sets a model apart from the family before it."""
+"""Configurations of the GPT lineage by name, each family as its difference from an earlier one."""
 
 from copy import deepcopy
 from itertools import cycle, islice
@@ -28,11 +28,11 @@ GPT2: Delta = GPT | {  # Radford et al. 2019, section 2.3
 GPT3: Delta = GPT2 | {  # Brown et al. 2020, section 2.1
     "max_position_embeddings": 2048,
     "attention_patterns": ["dense", "banded"],
-    # The paper publishes neither the width of the bands nor which layers have them: both are chosen here.
+    # The paper gives neither the width of the bands nor which layers have them. Both are chosen here.
     "sliding_window": 256,
 }
 GPT_NEO: Delta = GPT3 | {  # Black et al. 2021, a replication of GPT-3
-    "sliding_window": 256,
+    "sliding_window": 256,  # published, unlike that of GPT-3
     "attention_bias": False,
     "attention_output_bias": True,
     "attention_scale": 1.0,
@@ -136,14 +136,14 @@ def _sized(layers: int, hidden: int, heads: int, head_dim: int | None = None) ->
     return sizes if head_dim is None else sizes | {"head_dim": head_dim}
 
 
-# `attention_patterns` is repeated until every layer has one.
+# `preset_config` repeats `attention_patterns` until every layer has one.
 PRESETS: dict[str, Delta] = {
     "gpt": GPT | _sized(12, 768, 12),
     "gpt2": GPT2 | _sized(12, 768, 12),
     "gpt2-medium": GPT2 | _sized(24, 1024, 16),
     "gpt2-large": GPT2 | _sized(36, 1280, 20),
     "gpt2-xl": GPT2 | _sized(48, 1600, 25),
-    # Table 2.1 as it is printed: the heads of XL and 13B together are not as wide as the model.
+    # Table 2.1 as printed. In XL and 13B, num_attention_heads x head_dim differs from hidden_size.
     "gpt3-small": GPT3 | _sized(12, 768, 12, 64),
     "gpt3-medium": GPT3 | _sized(24, 1024, 16, 64),
     "gpt3-large": GPT3 | _sized(24, 1536, 16, 96),
@@ -165,7 +165,7 @@ PRESETS: dict[str, Delta] = {
     "pythia-1b": PYTHIA | _sized(16, 2048, 8),
     "pythia-1.4b": PYTHIA | _sized(24, 2048, 16),
     "pythia-2.8b": PYTHIA | _sized(32, 2560, 32),
-    # Their vocabularies were padded further, for more devices.
+    # Vocabularies padded to a multiple of more devices.
     "pythia-6.9b": PYTHIA | _sized(32, 4096, 32) | {"vocab_size": 50432},
     "pythia-12b": PYTHIA | _sized(36, 5120, 40) | {"vocab_size": 50688},
     "opt-125m": OPT | _sized(12, 768, 12),
@@ -185,19 +185,23 @@ PRESETS: dict[str, Delta] = {
 
 
 def preset_names() -> list[str]:
-    """The names that `preset_config` knows, family by family, each from small to large."""
+    """Returns the names for `preset_config`, by family and then by size."""
     return list(PRESETS)
 
 
 def preset_config(name: str, **overrides: Any) -> GPTConfig:
-    """The configuration of a member of the lineage, with some fields changed.
+    """Returns the configuration of a model of the lineage.
+
+    Args:
+        name: one of `preset_names()`.
+        overrides: fields of GPTConfig that replace those of the preset.
 
     Raises:
-        ValueError: there is no such preset, or an override is refused by `GPTConfig`.
+        ValueError: no preset has this name, or the overridden configuration is not valid.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: expected one of {', '.join(PRESETS)}")
-    preset = deepcopy(PRESETS[name])  # a configuration completes its `rope_parameters` in place
+    preset = deepcopy(PRESETS[name])  # GPTConfig modifies `rope_parameters` in place
     values = preset | overrides
     if "attention_patterns" in preset and "attention_patterns" not in overrides:
         layers = values["num_hidden_layers"]

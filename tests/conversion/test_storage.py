@@ -27,7 +27,7 @@ def test_quantized_weights_that_the_family_does_not_read(family, quantization, m
 
 
 def test_fields_that_are_never_copied(native):
-    """Names of code to run, and fields that are written anew."""
+    """Names of code to run, and fields that are rewritten."""
     update_config(native, {"auto_map": {"AutoConfig": "code.Config"}, "_name_or_path": "there", "note": "copied"})
     _, extras = FAMILIES["gpt2"].storage.read_fields(native)
     assert extras["note"] == "copied"

@@ -125,7 +125,7 @@ def test_open_a_file_of_ranks(trained, tmp_path):
         open_tokenizer(tmp_path / "mine.tiktoken")
 
 
-def test_open_nothing(tmp_path, monkeypatch):
+def test_open_a_missing_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "tokenizer.json").write_text("{}")
