@@ -50,23 +50,23 @@ class Family:
     storage: Storage
     """How a model is stored in a folder."""
     fields: Mapping[str, str]
-    """Native fields that are fields of GPTConfig under another name."""
+    """Native names of fields that are copied, and their names in GPTConfig."""
     layouts: tuple[tuple[Rule, ...], ...]
     """The forms in which the weights are stored. All of them are read, the first one is written."""
     constants: Mapping[str, Any]
     """Fields of GPTConfig that are the same for every model of the family."""
     read: Callable[[Fields], Fields] = lambda native: {}
-    """Returns the fields of GPTConfig that are not copies, from the native ones."""
+    """Returns the fields of GPTConfig that are not copied."""
     write: Callable[[GPTConfig], Fields] = lambda config: {}
-    """Returns the native fields that are not copies."""
+    """Returns the native fields that are not copied."""
     canonical: Callable[[Fields], Fields] = lambda native: native
-    """Returns native fields in one form, where they have several for the same meaning, or values without effect."""
+    """Returns the native fields in one form, where several forms mean the same, or a value has no effect."""
     passthrough: frozenset[str] = frozenset()
     """Native fields without effect on a language model: stored in `native_fields` and exported unchanged."""
     base_model_prefix: str = ""
     """Prefix of all names but those of the head. It is absent where the decoder alone was saved."""
     computed: tuple[str, ...] = ()
-    """How names of tensors end that earlier checkpoints contain, but that the class computes: masks, RoPE tables."""
+    """Endings of the names of tensors that earlier checkpoints contain and the class computes: masks, RoPE tables."""
 
     @property
     def name(self) -> str:
