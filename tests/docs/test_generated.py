@@ -1,5 +1,6 @@
 """What scripts write into docs/ is what they write today."""
 
+import re
 import runpy
 from pathlib import Path
 from xml.etree import ElementTree
@@ -36,3 +37,9 @@ def test_the_grid_shows_the_patterns_as_defined():
     assert {k for q, k in seen["banded"] if q == 9} == {5, 6, 7, 8, 9}
     assert {k for q, k in seen["strided"] if q == 9} == {1, 5, 6, 7, 8, 9}
     assert {k for q, k in seen["fixed"] if q == 9} == {3, 7, 8, 9}
+
+
+def test_the_reading_order_lists_every_module_of_the_model():
+    model = DOCS.parent / "hf_gpt" / "model"
+    listed = re.findall(r"^\| `(\w+\.py)` \|", (model / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in model.glob("*.py") if path.name != "__init__.py")

@@ -27,9 +27,11 @@ import torch
 import transformers
 from tiny import TINY
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, set_seed
+from typer.main import get_command
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.cli import main
+from hf_gpt.cli.app import app
 from hf_gpt.tokenization import tokenizer_to_tiktoken, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -196,3 +198,16 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor[1:] in anchors, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_text_exist(page):
+    """A script that a page names has the options that the page names, and `hf-gpt` has the command."""
+    prose = FENCE.sub("", page.read_text("utf-8"))
+    for script, options in re.findall(r"`python (\S+\.py)([^`]*)`", prose):
+        source = (ROOT / script).read_text("utf-8")
+        for option in re.findall(r"--[\w-]+", options):
+            assert option in source, f"{script} {option}"
+    commands = get_command(app).commands
+    for command in re.findall(r"`hf-gpt ([\w-]+)", prose):
+        assert command in commands
