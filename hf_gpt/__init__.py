@@ -1,4 +1,4 @@
-"""The GPT lineage as one Hugging Face model. Importing this package makes every Auto class know it."""
+"""The GPT lineage as one Hugging Face model. Importing this package registers it with the Auto classes."""
 
 import transformers
 
@@ -28,7 +28,7 @@ __all__ = [
     "preset_names",
 ]
 
-# `register` finds the class in this process; `register_for_auto_class` copies the code into saved checkpoints.
+# register: the Auto classes of this process. register_for_auto_class: save_pretrained copies the code of the model.
 transformers.AutoConfig.register(GPTConfig.model_type, GPTConfig, exist_ok=True)
 GPTConfig.register_for_auto_class()
 for auto_class, model_class in AUTO_CLASSES.items():

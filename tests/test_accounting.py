@@ -1,3 +1,5 @@
+"""Costs against models: parameters, the FLOPs and the saved tensors that PyTorch counts, caches."""
+
 import pytest
 import torch
 from tiny import make_config, make_model, random_ids
@@ -19,7 +21,7 @@ def test_parameters(variant):
 
 
 def test_active_parameters():
-    """Of the experts, those that work on a token; everything else works on each."""
+    """All parameters but those of the experts that are not selected."""
     experts = {"num_local_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
     costs, dense = account(make_config("llama", **experts)), account(make_config("llama"))
     router, expert = 32 * 4, 3 * 32 * 24
@@ -29,8 +31,8 @@ def test_active_parameters():
 
 
 def test_flops(variant):
-    """Against what PyTorch counts, which multiplies whole squares where a causal row needs half of them."""
-    model, length = make_model(variant, attention="eager").double(), 16  # the counter does not know oneDNN
+    """The FlopCounterMode of PyTorch counts the masked half of causal attention too."""
+    model, length = make_model(variant, attention="eager").double(), 16  # it does not count oneDNN operators
     with FlopCounterMode(display=False) as counter:
         model(random_ids(1, length))
     config = model.config
@@ -54,31 +56,31 @@ def test_cache_bytes_per_token(dtype, size):
     assert account(config, dtype=dtype).cache_bytes_per_token == 2 * 2 * 2 * 8 * size
 
 
-def test_the_largest_model_is_counted_at_once():
+def test_the_largest_preset_is_counted_without_memory():
     assert account(preset_config("gpt3-175b")).parameters == 174_604_259_328
 
 
 def test_activation_bytes(variant):
-    """Against what autograd keeps of two blocks, weights left out; norms and attention keep a few statistics more."""
+    """Within 10 % of what autograd saves for a block, without weights; norms and attention save some statistics too."""
     model, ids = make_model(variant, max_position_embeddings=256).train(), random_ids(1, 256)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
+    saved = {}
 
-    def keep(tensor):
+    def record(tensor):
         storage = tensor.untyped_storage()
         if tensor.is_floating_point() and storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
-    def bytes_kept(layers):
-        kept.clear()
+    def saved_bytes_per_token(layers):
+        saved.clear()
         model.model.layers = torch.nn.ModuleList(layers)
         model.config.num_hidden_layers = len(layers)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             outputs = model.model(ids, use_cache=False)
         assert outputs.last_hidden_state.requires_grad
-        return sum(storage.nbytes() for storage in kept.values()) / ids.numel()
+        return sum(storage.nbytes() for storage in saved.values()) / ids.numel()
 
     layers, costs = list(model.model.layers), account(model.config).layers
-    both, first = bytes_kept(layers), bytes_kept(layers[:1])
+    both, first = saved_bytes_per_token(layers), saved_bytes_per_token(layers[:1])
     assert abs(both - first - costs[1].activation_bytes_per_token) < 0.1 * (both - first)

@@ -43,7 +43,7 @@ class Import(NamedTuple):
     module: str
     """The importing module."""
     target: str
-    """The imported module; a package stands for its `__init__.py`."""
+    """The imported module; the name of a package is that of its `__init__.py`."""
     line: int
     is_sibling: bool
     """True for `from .sibling import Name`."""

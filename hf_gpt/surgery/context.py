@@ -32,7 +32,7 @@ def ntk(config: GPTConfig, length: int, rope_theta: float | None = None) -> Fiel
 
 
 def dynamic(config: GPTConfig, length: int) -> Fields:
-    """Raises the base by the growth of each sequence (Peng et al. 2023, section 3.3), which `factor` 1 selects."""
+    """Raises the base by the growth of each sequence (Peng et al. 2023, section 3.3). A `factor` of 1 adds no more."""
     return {
         "factor": config.rope_parameters.get("factor", 1.0),
         "original_max_position_embeddings": original_length(config),
@@ -40,8 +40,9 @@ def dynamic(config: GPTConfig, length: int) -> Fields:
 
 
 def yarn(config: GPTConfig, length: int, **options: Any) -> Fields:
-    """Divides low frequencies by the growth, keeps high ones, and scales the attention logits (Peng et al. 2023,
-    section 3.4). `beta_fast` and `beta_slow`, in rotations over the original length, are the limits of both ranges."""
+    """Divides low frequencies by the growth and scales the attention logits; high frequencies do not change (Peng et al.
+    2023, section 3.4). A frequency is high above `beta_fast` rotations over the original length, low below `beta_slow`.
+    """
     original = original_length(config)
     return {
         "factor": length / original,
@@ -105,7 +106,7 @@ def extend_context(model: Model, length: int, method: str = "yarn", **options: A
 2023) | |
     | `ntk` | raises the base by growth^(d / (d - 2)), or to `rope_theta` (Peng et al. 2023) | `rope_theta` |
     | `dynamic` | the same by the growth of each sequence: sequences within the old length do not change | |
-    | `yarn` | divides low frequencies by the growth, keeps high ones (Peng et al. 2023) | as in `rope_parameters` |
+    | `yarn` | divides only low frequencies by the growth (Peng et al. 2023) | as in `rope_parameters` |
     | `longrope` | divides each frequency by its own factor, that of YaRN by default (Ding et al. 2024) | \
 `long_factor`, `short_factor`, `attention_factor` |
 
