@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from hf_gpt.model.linear import matmul
+from hf_gpt.model.backends import matmul
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 """Options of `generate()`: greedy decoding that runs to the last token."""

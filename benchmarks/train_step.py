@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_gpt import GPTForCausalLM, preset_config
 from hf_gpt.accounting import account
-from hf_gpt.model.losses import LinearCrossEntropy, Terms
+from hf_gpt.model.losses import LinearCrossEntropy, LossTerms
 
 SIDES = ("ours", "peer")
 SHAPES = [(2, 512), (4, 1024)]
@@ -106,7 +106,7 @@ def torch_chunked(states: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 
 
 def ours(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return LinearCrossEntropy.apply(states, weight, None, targets, torch.tensor(len(states)), Terms())
+    return LinearCrossEntropy.apply(states, weight, None, targets, torch.tensor(len(states)), LossTerms())
 
 
 LOSSES = {

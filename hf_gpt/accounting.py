@@ -64,7 +64,7 @@ def saved_per_token(config: GPTConfig, layer_idx: int) -> int:
     """Returns how many numbers per token a block saves for backward, in training on a CPU without dropout.
 
     These are the inputs of products and norms, the inputs and the output of attention, and the steps of the activation
-    function, if they are small enough to be saved (`feed_forward.KEPT_BYTES`).
+    function, if they are small enough to be saved (`feed_forward.RECOMPUTED_BYTES`).
     """
     width, query = config.hidden_size, config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim

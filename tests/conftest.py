@@ -20,7 +20,7 @@ def variant(request) -> str:
 @pytest.fixture(autouse=True)
 def low_threshold_for_pieces(monkeypatch):
     """Splits tiny sequences into the pieces of sparse attention, as the model splits long ones."""
-    monkeypatch.setattr(attention_masks, "SHORTEST", 2)
+    monkeypatch.setattr(attention_masks, "MIN_KEYS_FOR_PIECES", 2)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Self-attention: project, position, cache, attend through transformers' attention interface, project back."""
+"""Self-attention: project, rotate, cache, attend through transformers' attention interface, project back."""
 
 import torch
 from torch import nn
@@ -6,14 +6,15 @@ from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_masks import Chosen, Pieces
+from .attention_masks import GatheredKeys, Pieces
+from .backends import by_key_head
 from .configuration_gpt import GPTConfig
 from .linear import Linear, project_together
 from .norms import build_norm
-from .positions import build_rotation, keep
+from .positions import build_rotation, identity
 from .sparse_attention import Batch, Piece, attend_by_pieces
 
-# From here on one query in bfloat16 on a CPU is slow in the kernel of `sdpa` (benchmarks/RESULTS.md).
+# From this many keys on, one query in bfloat16 on a CPU is slow in the kernel of `sdpa` (RESULTS.md, decoding).
 MANY_KEYS = 256
 
 
@@ -28,19 +29,19 @@ def eager_attention(
     s_aux: torch.Tensor | None = None,
     **_,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as it is written in the paper, with its probabilities: the definition the other backends must equal.
+    """Attention by its definition (Vaswani et al. 2017, section 3.2.1), which all other implementations must equal.
 
     Args:
         query: (B, heads, T, head_dim).
         key, value: (B, key_value_heads, keys, head_dim).
-        attention_mask: (B, 1, T, keys), added to the scores, or True where a key is seen; None where every key is.
+        attention_mask: (B, 1, T, keys), added to the scores, or True where a key is seen; None if all are seen.
         s_aux: (heads,), the score of a key without a value: an attention sink.
 
     Returns:
         The output, (B, T, heads, head_dim), and the probabilities, (B, heads, T, keys).
     """
-    groups = key.shape[:2]  # (B, key_value_heads): the heads that share a key stand as more queries of one head
-    scores = query.reshape(*groups, -1, query.shape[-1]) @ key.transpose(-2, -1) * scaling
+    groups = key.shape[:2]  # (B, key_value_heads)
+    scores = by_key_head(query, groups) @ key.transpose(-2, -1) * scaling
     scores = scores.view(*query.shape[:3], -1)  # (B, heads, T, keys)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -51,7 +52,7 @@ def eager_attention(
     precision = torch.promote_types(query.dtype, torch.float32)
     probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)[..., : key.shape[-2]]
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
-    output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
+    output = by_key_head(probabilities, groups) @ value
     return output.view(query.shape).transpose(1, 2).contiguous(), probabilities
 
 
@@ -60,31 +61,31 @@ def sdpa_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | Pieces | Chosen | None,
+    attention_mask: torch.Tensor | Pieces | GatheredKeys | None,
     scaling: float,
     dropout: float = 0.0,
     s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """The same by kernels: sparse patterns in pieces, sinks included; the rest by transformers' sdpa."""
+    """The same as `eager_attention` by kernels: sparse patterns and sinks in pieces, the rest by transformers' sdpa."""
     if isinstance(attention_mask, Pieces):
         return attend_by_pieces(query, key, value, s_aux, attention_mask.jobs, scaling, dropout), None
-    if isinstance(attention_mask, Chosen):
-        key, value, attention_mask = attention_mask.of(key), attention_mask.of(value), attention_mask.mask
+    if isinstance(attention_mask, GatheredKeys):
+        key, value, attention_mask = attention_mask.gather(key), attention_mask.gather(value), attention_mask.mask
     if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.is_cpu and key.shape[2] >= MANY_KEYS:
         return eager_attention(module, query, key, value, attention_mask, scaling, dropout, s_aux)[0], None
     if s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    causal = attention_mask is None and query.shape[2] > 1
-    if causal:  # of a static cache, only what is filled
+    is_causal = attention_mask is None and query.shape[2] > 1
+    if is_causal:  # a static cache has slots that are not filled yet
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    jobs = [(Batch(), [Piece(keep, keep, causal, attention_mask)])]
+    jobs = [(Batch(), [Piece(identity, identity, is_causal, attention_mask)])]
     return attend_by_pieces(query, key, value, s_aux, jobs, scaling, dropout), None
 
 
-# Ours know attention sinks, and `sdpa` the pieces of sparse patterns.
+# Implementations of this module: both have attention sinks, and `sdpa` the pieces of sparse patterns.
 OURS = {"eager": eager_attention, "sdpa": sdpa_attention}
 
 
@@ -118,10 +119,10 @@ class GPTAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.o_proj = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
         self.o_proj.writes_to_residual = True  # for its initial weights
-        if config.attention_sinks:  # transformers takes the presence of the attribute for sinks
+        if config.attention_sinks:  # transformers reads the presence of the attribute
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
-        self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else keep
-        self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else keep
+        self.q_norm = build_norm(config, config.head_dim) if config.qk_norm else identity
+        self.k_norm = build_norm(config, config.head_dim) if config.qk_norm else identity
         self.rotate = build_rotation(config)
 
     def forward(
@@ -132,7 +133,7 @@ class GPTAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, hidden_size) to the same, and the attention probabilities where the implementation has them."""
+        """(B, T, hidden_size) to the same shape, and the attention probabilities if the implementation returns them."""
         batch_and_length = hidden_states.shape[:-1]
         by_head = (*batch_and_length, -1, self.head_dim)
         query, key, value = (

@@ -1,4 +1,4 @@
-"""Which keys a query sees: one class for each pattern, with its definition and its fast path.
+"""The attention patterns, one class each: which keys a query sees, and the pieces of its fast path.
 
     dense  x . . . . . . .    banded  x . . . . . . .    strided  x . . . . . . .    fixed  x . . . . . . .
            x x . . . . . .    (3)     x x . . . . . .    (3)      x x . . . . . .    (3, 1) x x . . . . . .
@@ -9,7 +9,7 @@
            x x x x x x x .            . . . . x x x .             x . . x x x x .           . . x . . x x .
            x x x x x x x x            . . . . . x x x             . x . . x x x x           . . x . . x x x
 
-Queries and keys count logical positions: padding has none, and a packed sequence begins at 0.
+Queries and keys are logical positions: padding has none, and each packed sequence starts at 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,8 @@ import torch
 from .configuration_gpt import GPTConfig
 from .sparse_attention import Piece
 
-# Queries of one piece, about: what it needs for a moment stays small enough for memory to be used again, not asked for.
+# About the number of queries of one piece: the allocator of a CPU reuses buffers of this size (RESULTS.md, sparse
+# attention).
 CHUNK = 1024
 
 
@@ -29,17 +30,20 @@ class Dense(NamedTuple):
     """Every key."""
 
     def keys_seen(self, position: int) -> int:
+        """Returns how many keys the query at `position` sees."""
         return position + 1
 
     def keys_kept(self, length: int) -> int:
-        """How many keys a dynamic cache holds after `length` tokens."""
+        """Returns how many keys a dynamic cache holds after `length` tokens."""
         return length
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Returns True where a query sees a key that is not later: broadcastable positions to booleans."""
         return torch.ones_like(query - key, dtype=torch.bool)
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:
-        """All keys of the past, and the triangle."""
+        """Returns the pieces of a sequence of `keys` keys whose last `queries` are queries: the past, and the causal
+        triangle."""
         past = keys - queries
         own = Piece(whole(0, queries), whole(past, keys), causal=True, adds=past > 0)
         return [Piece(whole(0, queries), whole(0, past)), own] if past else [own]
@@ -52,7 +56,7 @@ class Banded(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Sequences of at most this length see all of their keys."""
+        """Longest sequence whose queries all see each earlier key."""
         return self.window
 
     def keys_seen(self, position: int) -> int:
@@ -65,12 +69,12 @@ class Banded(NamedTuple):
         return query - key < self.window
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:
-        """Cut queries, the last of the keys, into blocks; a block sees a window of as many keys as it may need."""
+        """Returns blocks of queries, each with the window of keys that it needs."""
         past = keys - queries
-        block = 64 if self.window <= 128 else 128 if self.window <= 512 else 256  # measured
+        block = 64 if self.window <= 128 else 128 if self.window <= 512 else 256  # RESULTS.md, sparse attention
         parts = -(-(self.window - 1) // block) + 1
         before = (parts - 1) * block  # keys of a window before its block
-        head = min(queries, max(0, before - past))  # whose windows would begin before the first key
+        head = min(queries, max(0, before - past))  # queries whose window would start before the first key
         blocks, tail = divmod(queries - head, block)
         pieces = [self._corner(past, 0, head)] if head else []
         mask = self._mask(block, before + block)
@@ -110,19 +114,27 @@ class Strided(NamedTuple):
         return (distance < self.stride) | (distance % self.stride == 0)
 
     def keys_of(self, position: torch.Tensor, most: int) -> torch.Tensor:
-        """The keys of single queries at `position`, (B, 1), of at most `most`; negative numbers are none. (B, M)"""
+        """Returns the keys of one query in each row.
+
+        Args:
+            position: (B, 1), logical positions of the queries.
+            most: largest position that a query may have.
+
+        Returns:
+            (B, M), logical positions; negative where there is no key.
+        """
         near = torch.arange(self.stride, device=position.device)
         far = torch.arange(1, most // self.stride + 1, device=position.device) * self.stride
         return position - torch.cat((near, far))
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:
-        """A band, and for each phase of the stride the causal attention of its column, its own key left out."""
+        """Returns a band, and for each phase of the stride the causal attention of its column without the own key."""
         stride, past = self.stride, keys - queries
         columns = []
         edges = sorted({0, past % stride, keys % stride, stride})
         for phase, after in pairwise(edges):
             width = after - phase
-            last = -(-(keys - phase) // stride)  # rows of these phases among the keys
+            last = -(-(keys - phase) // stride)  # number of rows of these phases among the keys
             first = max(1, -(-(past - phase) // stride))  # the row of their first query that sees an earlier one
             if last <= first:
                 continue
@@ -133,7 +145,8 @@ class Strided(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """k in the query's block of `stride`, or among the last `summary` of an earlier one (ibid., fixed)."""
+    """k in the query's block of `stride` keys, or among the last `summary` of an earlier block (Child et al. 2019,
+    section 4.3, fixed)."""
 
     stride: int
     summary: int
@@ -150,10 +163,11 @@ class Fixed(NamedTuple):
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         own = query // self.stride == key // self.stride
-        padding = query < 0  # sees every key, as in the other patterns
-        return padding | own | (key % self.stride >= self.stride - self.summary)
+        is_padding = query < 0  # its scores must not be empty: it sees every key, as in the other patterns
+        return is_padding | own | (key % self.stride >= self.stride - self.summary)
 
     def keys_of(self, position: torch.Tensor, most: int) -> torch.Tensor:
+        """Returns the keys of one query in each row, as `Strided.keys_of`."""
         block = position // self.stride  # (B, 1)
         own = position - torch.arange(self.stride, device=position.device)
         last = torch.arange(self.stride - self.summary, self.stride, device=position.device)
@@ -164,9 +178,9 @@ class Fixed(NamedTuple):
         return torch.cat((own, summaries), dim=1)
 
     def pieces(self, keys: int, queries: int) -> list[Piece]:
-        """Every block by itself; then groups of queries with the summaries of all earlier blocks."""
+        """Returns each block by itself, then groups of queries with the summaries of all earlier blocks."""
         stride, past = self.stride, keys - queries
-        head = min(queries, -past % stride)  # the rest of a block that the past has begun
+        head = min(queries, -past % stride)  # queries that complete a block of the past
         blocks, tail = divmod(queries - head, stride)
         pieces = []
         if head:
@@ -181,7 +195,7 @@ class Fixed(NamedTuple):
         group = max(CHUNK, queries // 16)
         for start in range(max(0, stride - past), queries, group):
             stop = min(queries, start + group)
-            before = (past + stop - 1) // stride  # blocks before that of the last query
+            before = (past + stop - 1) // stride  # number of blocks before that of the last query
             block_of_query = torch.arange(past + start, past + stop)[:, None] // stride
             seen = torch.arange(before * self.summary) // self.summary < block_of_query
             keys_of = summary_keys(stride, self.summary, before)
@@ -193,7 +207,11 @@ Pattern = Dense | Banded | Strided | Fixed
 
 
 def build_pattern(config: GPTConfig, name: str) -> Pattern:
-    """A pattern by its name in `attention_patterns`."""
+    """Returns the pattern of a name in `attention_patterns`, with the configuration's sizes.
+
+    Raises:
+        ValueError: no such pattern.
+    """
     match name:
         case "dense":
             return Dense()
@@ -212,28 +230,28 @@ View = Callable[[torch.Tensor], torch.Tensor]
 
 
 def chunks(blocks: int, block: int) -> Iterator[tuple[int, int]]:
-    """The first of several blocks of `block` queries, and how many: about CHUNK queries each time."""
+    """Splits blocks of `block` queries into groups of about CHUNK queries: yields first block and number of each."""
     step = max(1, CHUNK // block)
     return ((first, min(step, blocks - first)) for first in range(0, blocks, step))
 
 
 def causal_mask(queries: int, keys: int) -> torch.Tensor:
-    """True where a key is not later than the query; the queries are the last of the keys. (queries, keys)"""
+    """Returns True where a key is not later than the query, (queries, keys). The queries are the last of the keys."""
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 def whole(start: int, stop: int) -> View:
-    """Consecutive slots."""
+    """Views consecutive slots."""
     return lambda states: states[None, :, start:stop]
 
 
 def rows(start: int, size: int, count: int) -> View:
-    """`count` blocks of `size` slots, one after the other."""
+    """Views `count` consecutive blocks of `size` slots."""
     return lambda states: states[:, start : start + count * size].unflatten(1, (count, size)).transpose(0, 1)
 
 
 def windows(start: int, size: int, parts: int, count: int) -> View:
-    """`count` windows of `parts` blocks of `size` slots, each one block further."""
+    """Views `count` windows of `parts` blocks of `size` slots, each shifted by one block."""
 
     def view(states: torch.Tensor) -> torch.Tensor:
         slots = states[:, start : start + (count + parts - 1) * size]
@@ -243,10 +261,10 @@ def windows(start: int, size: int, parts: int, count: int) -> View:
 
 
 def phases(start: int, width: int, stride: int, count: int) -> View:
-    """Slots that are `stride` apart, `count` of them, from each of `width` neighbours."""
+    """Views `count` slots at distance `stride`, starting from each of `width` neighbors."""
     return lambda states: states[:, start:].unfold(1, width, stride)[:, :count].permute(3, 0, 1, 2)
 
 
 def summary_keys(stride: int, summary: int, count: int) -> View:
-    """The last `summary` slots of each of the first `count` blocks."""
+    """Views the last `summary` slots of each of the first `count` blocks."""
     return lambda states: states[:, stride - summary :].unfold(1, summary, stride)[:, :count].permute(0, 1, 3, 2)[None]

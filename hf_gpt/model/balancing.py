@@ -1,58 +1,71 @@
-"""How evenly the experts are used: measured in every training step, held to by losses, or steered by a bias.
+"""How evenly the experts are used: the loads of each forward pass, the losses that balance them, and the bias that does
+so without a loss.
 
 Fedus et al. 2021 (Switch), section 2.2: the load-balancing loss. Zoph et al. 2022 (ST-MoE), section 3.3: the z-loss.
 Wang et al. 2024, algorithm 1: balance without a loss.
 """
 
-from functools import cache
+from collections.abc import Iterable
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import finalize, ref
 
 import torch
 from torch import distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils import logging
 
 from .configuration_gpt import GPTConfig
+from .targets import Targets
+from .token_layout import padding_mask
+
+logger = logging.get_logger(__name__)
 
 
 class Balance(NamedTuple):
-    """Of one forward pass, over all sparse layers together. Padding does not count."""
+    """Statistics of the routers of one forward pass. Padding does not count."""
 
     tokens_per_expert: torch.Tensor
-    """(sparse layers, experts): how many tokens chose each; in training, on all processes."""
+    """(sparse layers, experts): number of tokens routed to each expert; in training, over all processes."""
     aux_loss: torch.Tensor
-    """Scalar: the load-balancing loss, the number k of chosen experts where all are used alike."""
+    """Scalar: the load-balancing loss; its minimum, for a uniform load, is the number k of experts per token."""
     z_loss: torch.Tensor
-    """Scalar: the mean square of the logarithm of the router's partition function."""
+    """Scalar: the mean squared logarithm of the router's partition function."""
+
+    def weighted_sum(self, config: GPTConfig) -> torch.Tensor:
+        """Returns the sum of the balancing losses, each times its coefficient, a scalar."""
+        terms = ((config.router_aux_loss_coef, self.aux_loss), (config.router_z_loss_coef, self.z_loss))
+        weighted = [coefficient * loss for coefficient, loss in terms if coefficient]
+        return sum(weighted, start=torch.zeros_like(self.aux_loss))
 
 
 def measure_balance(
     router_logits: tuple[torch.Tensor, ...],
     router_indices: tuple[torch.Tensor, ...],
-    attention_mask: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
     config: GPTConfig,
     over_processes: bool = False,
 ) -> Balance:
-    """What the routers of a forward pass have done.
+    """Returns the statistics of the routers of one forward pass.
 
     Args:
         router_logits: for each sparse layer, (B * T, experts).
         router_indices: for each sparse layer, (B * T, k), the chosen experts.
-        attention_mask: (B, past + T). A prepared mask says nothing about padding.
-        over_processes: add up the loads of all processes, where there are several, so that the loss and its gradients
-            are those of the whole batch (Qiu et al. 2025). Every process must then do so, as each does in training.
+        padding_mask: (B, past + T), True where there is a token; None without padding.
+        over_processes: sum the loads over all processes, so that the loss and its gradients are those of the whole
+            batch (Qiu et al. 2025). All processes must then call this function, as they do in training.
     """
-    mask = token_mask(attention_mask, router_logits[0])  # (B * T,)
+    mask = token_weights(padding_mask, router_logits[0])  # (B * T,)
     chosen = [torch.zeros_like(logits, dtype=mask.dtype) for logits in router_logits]
     loads = [mask @ each.scatter_(-1, indices, 1.0) for each, indices in zip(chosen, router_indices, strict=True)]
     shares = [mask @ probabilities(logits.to(mask.dtype), config) for logits in router_logits]
     squares = [mask @ logits.to(mask.dtype).logsumexp(dim=-1).square() for logits in router_logits]
 
     tokens = mask.sum()
-    load, everywhere = torch.stack(loads), tokens
+    load, all_tokens = torch.stack(loads), tokens
     if over_processes and distributed.is_available() and distributed.is_initialized():
-        load, everywhere = sum_over_processes(load, tokens)
-    frequency = load / everywhere.clamp(min=1)  # (sparse layers, experts)
+        load, all_tokens = sum_over_processes(load, tokens)
+    frequency = load / all_tokens.clamp(min=1)  # (sparse layers, experts)
     share = torch.stack(shares) / tokens.clamp(min=1)
     if config.router_aux_loss_type == "pooled":
         frequency, share = frequency.mean(dim=0, keepdim=True), share.mean(dim=0, keepdim=True)
@@ -60,17 +73,17 @@ def measure_balance(
     return Balance(load, aux_loss, torch.stack(squares).mean() / tokens.clamp(min=1))
 
 
-def token_mask(attention_mask: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
-    """1.0 for a token, 0.0 for padding, (B * T,), in the precision of the losses."""
+def token_weights(padding_mask: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+    """Returns 1.0 for a token and 0.0 for padding, (B * T,), in the dtype of the losses."""
     ones = torch.ones(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    if not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
+    if padding_mask is None:
         return ones
-    length = len(logits) // len(attention_mask)
-    return attention_mask[:, -length:].flatten().to(ones)
+    length = len(logits) // len(padding_mask)
+    return padding_mask[:, -length:].flatten().to(ones)
 
 
 def probabilities(logits: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """The router's scores as a distribution over all experts."""
+    """Returns the router's scores as a distribution over all experts, (N, experts)."""
     if config.router_score_function == "softmax":
         return logits.softmax(dim=-1)
     scores = logits.sigmoid()  # DeepSeek-V3, equation 19
@@ -78,36 +91,66 @@ def probabilities(logits: torch.Tensor, config: GPTConfig) -> torch.Tensor:
 
 
 def sum_over_processes(load: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks that share a batch count it as often as each other: ratios of the sums stay what they are."""
+    """Sums loads and numbers of tokens. Ranks with the same batch all count it, which leaves the ratios as they are."""
     packed = torch.cat((load.flatten(), tokens[None]))
     distributed.all_reduce(packed)
     return packed[:-1].view_as(load), packed[-1]
 
 
-def weighted_losses(balance: Balance, config: GPTConfig) -> torch.Tensor | float:
-    """What they add to the loss."""
-    terms = ((config.router_aux_loss_coef, balance.aux_loss), (config.router_z_loss_coef, balance.z_loss))
-    return sum(weight * loss for weight, loss in terms if weight)
+class BalancedDecoder:
+    """The part of a model with a head that runs its decoder, `self.model`, and in training balances the experts."""
+
+    def run_decoder(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[MoeModelOutputWithPast, Balance | None]:
+        """Returns the outputs of `GPTModel`, and the statistics of its routers: in training, or if
+        `output_router_logits` requests them."""
+        is_requested = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        is_learning = self.training and torch.is_grad_enabled()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
+        if "sparse" not in self.config.mlp_layer_types or not (is_learning or is_requested):
+            return self.model(**inputs, output_router_logits=False), None
+        outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
+        if not outputs.router_logits:  # generate() drafts with the first layers, which may all be dense
+            return outputs, None
+        routed = (outputs.router_logits, outputs.router_indices, padding_mask(attention_mask))
+        balance = measure_balance(*routed, self.config, over_processes=is_learning)
+        if is_learning and self.config.router_bias_update_rate:
+            add_loads(self.model.routers, balance)
+        if is_learning and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
+            logger.warning_once("reentrant gradient checkpointing: the balancing losses have no gradient")
+        if not is_requested:
+            outputs.router_logits = None
+        return outputs, balance
+
+    def add_balance(self, loss: torch.Tensor, balance: Balance | None, targets: Targets) -> torch.Tensor:
+        """Returns a loss plus the balancing losses, each times its coefficient and this micro-batch's part of the
+        whole batch."""
+        return loss if balance is None else loss + targets.per_item(balance.weighted_sum(self.config))
 
 
-# Routers with a bias that moves, wherever they are.
-ROUTERS: WeakSet[nn.Module] = WeakSet()
+# --- balance without a loss ---------------------------------------------------------------------------------------
+
+
+def add_loads(routers: Iterable[nn.Module], balance: Balance) -> None:
+    """Adds the loads of a forward pass to those that each trained router's next bias update is computed from."""
+    for router, load in zip(routers, balance.tokens_per_expert, strict=True):
+        if router.weight.requires_grad:
+            router.tokens_per_expert.add_(load)
 
 
 def update_after_steps(router: nn.Module) -> None:
-    """Have `router.update_bias()` called whenever an optimizer has changed its weights: once for all the micro-batches
-    of a step, in whatever loop. (An optimizer that works on copies of the weights is not recognised.)"""
-    ROUTERS.add(router)
-    watch_optimizers()
+    """Calls `router.update_bias()` after each step of an optimizer that has the router's weight among its parameters:
+    once for all micro-batches of a step, in any training loop.
 
+    torch's hook is global. It is removed when the router is garbage-collected. An optimizer that works on copies of
+    the parameters (DeepSpeed ZeRO) is not recognized.
+    """
+    reference = ref(router)
 
-@cache
-def watch_optimizers() -> None:
-    register_optimizer_step_post_hook(update_biases)
+    def update_bias(optimizer: Optimizer, *_: Any) -> None:
+        weight = reference().weight
+        if any(parameter is weight for group in optimizer.param_groups for parameter in group["params"]):
+            reference().update_bias()
 
-
-def update_biases(optimizer: Optimizer, *_: Any) -> None:
-    changed = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for router in list(ROUTERS):
-        if id(router.weight) in changed:
-            router.update_bias()
+    finalize(router, register_optimizer_step_post_hook(update_bias).remove)

@@ -1,7 +1,7 @@
-"""`GPTConfig`: every architectural choice of the GPT lineage, named, documented and validated."""
+"""`GPTConfig`: the architectural choices of the GPT lineage, each documented and validated."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -14,20 +14,20 @@ from .parallel_plans import expert_parallel_plan, tensor_parallel_plan
 
 logger = logging.get_logger(__name__)
 
-# An attention pattern, and the standard layer type by which the rest of the ecosystem knows its cache.
+# Attention patterns, and the standard layer type of each, by which other tools choose its cache.
 LAYER_TYPES = {
     "dense": "full_attention",
     "banded": "sliding_attention",
     "strided": "full_attention",
     "fixed": "full_attention",
 }
-# The pattern that a layer type alone means.
+# The pattern of a layer type without `attention_patterns`.
 ATTENTION_PATTERNS = {"full_attention": "dense", "sliding_attention": "banded"}
 
-# The patterns that no layer type tells: nothing but our own attention knows them.
+# Patterns without a layer type of their own, which only this model's attention implements.
 OWN_PATTERNS = tuple(name for name, layer_type in LAYER_TYPES.items() if ATTENTION_PATTERNS[layer_type] != name)
 
-# What the patterns need to know.
+# The sizes of the patterns, and the patterns that need each.
 PATTERN_FIELDS = {
     "sliding_window": ("banded",),
     "attention_stride": ("strided", "fixed"),
@@ -36,7 +36,7 @@ PATTERN_FIELDS = {
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 
-# What other families call our fields, where leaving it out would build a dense model.
+# Names of other families for fields without which a dense model would be built.
 OTHER_NAMES = {
     "num_experts": "num_local_experts",
     "n_routed_experts": "num_local_experts",
@@ -47,17 +47,17 @@ OTHER_NAMES = {
 ROUTER_SCORE_FUNCTIONS = ("softmax", "sigmoid")
 ROUTER_AUX_LOSS_TYPES = ("layerwise", "pooled")
 
-# The norms, and what each of them may learn; the first is its default.
+# The norms, and the parameters that each may have; the first is its default.
 NORM_PARAMETERS = {"layer_norm": ("weight_and_bias", "weight", "none"), "rms_norm": ("weight", "none")}
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
-# Activations with weights or devices of their own are no part of the lineage.
+# All of transformers' but those with parameters or device requirements.
 ACTIVATIONS = tuple(name for name in ACT2FN if name not in ("prelu", "xielu"))
 
 
 class Rule(NamedTuple):
-    """What a field may hold: a test of its value, and the same in words."""
+    """The allowed values of a field: a test, and its description for the error message."""
 
     holds: Callable[[Any], bool]
     expects: str
@@ -76,7 +76,7 @@ def _ruled(default: Any, holds: Callable[[Any], bool], expects: str) -> Any:
 
 
 def size(default: int | None, least: int = 1) -> Any:
-    """An integer of at least `least`; None, where that is the default, means derived from other fields, or none."""
+    """A field for an integer of at least `least`, or None if that is the default."""
     optional = default is None
     return _ruled(
         default,
@@ -86,12 +86,12 @@ def size(default: int | None, least: int = 1) -> Any:
 
 
 def one_of(default: str | None, choices: tuple[str, ...]) -> Any:
-    """A name; None, where that is the default, means derived from other fields."""
+    """A field for one of several names, or None if that is the default."""
     return _ruled(default, lambda value: value in (*choices, default), f"one of {', '.join(choices)}")
 
 
 def flag(default: bool | None) -> Any:
-    """True or False; None, where that is the default, means derived from other fields."""
+    """A field for True or False, or None if that is the default."""
     optional = default is None
     return _ruled(
         default,
@@ -105,7 +105,7 @@ def probability() -> Any:
 
 
 def positive(default: float | None) -> Any:
-    """A positive number; None, where that is the default, means derived from other fields."""
+    """A field for a positive number, or None if that is the default."""
     optional = default is None
     return _ruled(
         default,
@@ -115,7 +115,7 @@ def positive(default: float | None) -> Any:
 
 
 def coefficient(default: float | None) -> Any:
-    """A number of at least 0; None, where that is the default, means that there is no such part."""
+    """A field for a number of at least 0, or None if that is the default."""
     optional = default is None
     return _ruled(
         default,
@@ -154,7 +154,7 @@ def _positives(value: Any) -> bool:
     return isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)
 
 
-# What the entries of `rope_parameters` may hold; which of them a type needs is known to transformers.
+# The allowed entries of `rope_parameters`. transformers checks which of them a type needs.
 ROPE_RULES = {
     "rope_type": Rule(lambda value: value in ROPE_TYPES, f"one of {', '.join(ROPE_TYPES)}"),
     "rope_theta": Rule(lambda value: _is_number(value) and value > 1, "a number above 1"),
@@ -174,20 +174,62 @@ ROPE_RULES = {
 }
 
 
-def _usual_mlp(num_local_experts: int | None) -> str:
-    return "dense" if num_local_experts is None else "sparse"
+def _derive_head_dim(config: "GPTConfig") -> int:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
+            "choose a divisor, or set head_dim"
+        )
+    return config.hidden_size // config.num_attention_heads
+
+
+def _derive_attention_patterns(config: "GPTConfig") -> list[str]:
+    if config.layer_types is None:
+        return ["dense"] * config.num_hidden_layers
+    # An unknown layer type is left as it is, for `_check_patterns` to report.
+    return [ATTENTION_PATTERNS.get(layer_type, layer_type) for layer_type in config.layer_types]
+
+
+# Fields that are derived from others where they are None, in the order in which they depend on each other.
+DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
+    "head_dim": _derive_head_dim,
+    "num_key_value_heads": lambda config: config.num_attention_heads,
+    "embedding_size": lambda config: config.hidden_size,
+    "intermediate_size": lambda config: 4 * config.hidden_size,
+    "attention_output_bias": lambda config: config.attention_bias,
+    "norm_parameters": lambda config: NORM_PARAMETERS[config.norm_type][0],
+    "final_norm": lambda config: config.norm_position == "pre",
+    "moe_intermediate_size": lambda config: None if config.num_local_experts is None else config.intermediate_size,
+    "output_router_logits": lambda config: None if config.num_local_experts is None else False,
+    "mlp_layer_types": lambda config: (
+        ["dense" if config.num_local_experts is None else "sparse"] * config.num_hidden_layers
+    ),
+    "attention_patterns": _derive_attention_patterns,
+    "layer_types": lambda config: [LAYER_TYPES.get(pattern, pattern) for pattern in config.attention_patterns],
+}
+
+# Two fields for one decision: whoever sets one replaces the other.
+SAME_DECISION = {"attention_patterns": "layer_types", "layer_types": "attention_patterns"}
+
+# Fields that a configuration has only where they have a meaning: transformers reads the presence of the attributes, not
+# their values. They have no default on the class, and are deleted from an instance without the condition.
+PRESENT_IF: dict[str, Callable[["GPTConfig"], bool]] = {
+    "rope_parameters": lambda config: config.position_embedding_type == "rope",
+    "output_router_logits": lambda config: config.num_local_experts is not None,
+}
 
 
 class GPTConfig(PreTrainedConfig):
     """The architecture of one member of the GPT lineage.
 
-    The defaults are GPT-2 small with rotary positions. A field that is left out where None is its default is derived
-    from the others when the configuration is made. Every value is checked then, when a model is built from the
-    configuration, and when it is saved.
+    The defaults are GPT-2 small with rotary positions. A field whose default is None is derived from the others if it
+    is left out; `derived_fields` lists these, in config.json too, so that they are derived again when a configuration
+    is loaded with other values. All fields are checked when a configuration is made, when a model is built from it,
+    and when it is saved.
 
     Raises:
-        ValueError: a field holds what it may not, or contradicts another. The message names the field, its value and
-            what would be right.
+        ValueError: a field has an invalid value, or contradicts another. The message names the field, its value and
+            what is expected.
     """
 
     model_type = "hf_gpt"
@@ -208,9 +250,9 @@ class GPTConfig(PreTrainedConfig):
     num_hidden_layers: int = size(12)
     """Number of blocks."""
     intermediate_size: int | None = size(None)
-    """Width inside the feed-forward layer; 4 x `hidden_size` by default."""
+    """Intermediate features of the feed-forward layer; 4 x `hidden_size` by default."""
     max_position_embeddings: int = size(1024)
-    """Longest sequence: a hard limit for learned positions, the trained length for rotary ones."""
+    """Longest sequence: a limit for learned positions, the trained length for rotary ones."""
 
     # --- attention -----------------------------------------------------------------------------------------------
     num_attention_heads: int = size(12)
@@ -222,53 +264,55 @@ class GPTConfig(PreTrainedConfig):
     attention_bias: bool = flag(True)
     """Biases on the query, key and value projections (Llama: none)."""
     attention_output_bias: bool | None = flag(None)
-    """Bias on the output projection; as `attention_bias` by default (GPT-Neo: only this one)."""
+    """Bias on the output projection; `attention_bias` by default (GPT-Neo: only this one)."""
     attention_scale: float | None = positive(None)
     """Factor on the scores; 1 / sqrt(`head_dim`) by default (GPT-Neo: 1)."""
     scale_attn_by_inverse_layer_idx: bool = flag(False)
     """Divide the scores of layer i, counted from 0, by i + 1 (an option of GPT-2)."""
     attention_sinks: bool = flag(False)
-    """A learned score for each head that takes its share of the probabilities and gives nothing (gpt-oss)."""
+    """A learned score for each head, in the softmax like that of a key, but without a value (gpt-oss)."""
     qk_norm: bool = flag(False)
-    """Normalise queries and keys over each head before positions are applied."""
+    """Normalize queries and keys over each head before positions are applied."""
     attention_patterns: list[str] | None = strings()
     """`dense`, `banded` (GPT-3, GPT-Neo, gpt-oss), `strided` or `fixed` (Child et al. 2019, section 4.3) for each
     layer; all dense by default."""
     layer_types: list[str] | None = strings()
-    """The form of each layer's cache, as others name it: `sliding_attention` for banded, else `full_attention`."""
+    """The layer types by which other tools choose caches: `sliding_attention` for banded, else `full_attention`.
+    Derived from `attention_patterns`, or the other way round."""
     sliding_window: int | None = size(None, least=2)
-    """Number of keys, its own included, that a query of a banded layer sees; transformers' caches cannot hold 1."""
+    """Number of keys, its own included, that a query of a banded layer sees; at least 2, for transformers' caches."""
     attention_stride: int | None = size(None, least=2)
-    """Keys in the block of a fixed layer, or in the band of a strided one and between its columns (128 there)."""
+    """Keys in a block of a fixed layer; in a strided layer, keys in the band and distance of the columns (128 in Child
+    et al. 2019)."""
     attention_summary_size: int | None = size(None)
-    """Last keys of each block that the later blocks of a fixed layer see (8 to 32 there)."""
+    """Number of last keys of each block that later blocks of a fixed layer see (8 to 32 in Child et al. 2019)."""
 
     # --- positions -----------------------------------------------------------------------------------------------
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
     rope_parameters: dict | None = field(default_factory=lambda: None, metadata={"rule": ROPE_PARAMETERS})
-    """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and what
-    the type needs, as in transformers; `dynamic` may have `original_max_position_embeddings` too, the length from which
-    it grows. A configuration without rotary positions has no such attribute."""
+    """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and the
+    entries that the type needs, as in transformers; `dynamic` may also have `original_max_position_embeddings`, the
+    length from which it grows. The attribute exists with rotary positions only."""
 
     position_offset: int = size(0, least=0)
-    """Rows of the learned positions that stand before that of position 0 (OPT: 2)."""
+    """Number of rows of the learned positions before that of position 0 (OPT: 2)."""
 
     # --- block ---------------------------------------------------------------------------------------------------
     norm_type: str = one_of("layer_norm", ("layer_norm", "rms_norm"))
     """`layer_norm`, or `rms_norm` (Llama, gpt-oss)."""
     norm_position: str = one_of("pre", ("pre", "post"))
-    """Norms before each sub-layer and at the end (`pre`), or after each residual sum (`post`: GPT-1, OPT 350M)."""
+    """`pre`: norms before each sub-layer and at the end. `post`: after each residual sum (GPT-1, OPT 350M)."""
     norm_eps: float = positive(1e-5)
-    """Added to the variance inside every norm."""
+    """Added to the variance in each norm."""
     norm_parameters: str | None = one_of(None, NORM_PARAMETERS["layer_norm"])
-    """What a norm learns: `weight_and_bias` (the default of `layer_norm`), `weight` (of `rms_norm`) or `none`."""
+    """Parameters of a norm: `weight_and_bias` (the default of `layer_norm`), `weight` (of `rms_norm`) or `none`."""
     final_norm: bool | None = flag(None)
-    """A norm after the last block; by default where `norm_position` is `pre`."""
+    """A norm after the last block; by default if `norm_position` is `pre`."""
     parallel_residual: bool = flag(False)
-    """Attention and feed-forward read the same stream and are summed into it at once (GPT-NeoX, GPT-J)."""
+    """Attention and feed-forward both read the input of the block, and their outputs are summed (GPT-NeoX, GPT-J)."""
     shared_norm: bool = flag(False)
-    """The two branches of a parallel block read it through one norm (GPT-J)."""
+    """The two branches of a parallel block share one norm (GPT-J)."""
     mlp_type: str = one_of("mlp", ("mlp", "glu", "clamped_glu"))
     """`mlp`: down(act(up(x))). `glu`: down(act(gate(x)) * up(x)) (Llama). `clamped_glu`: down(g * sigmoid(alpha * g) *
     (u + 1)), where g is gate(x) and u is up(x), clamped (gpt-oss)."""
@@ -279,58 +323,58 @@ class GPTConfig(PreTrainedConfig):
     swiglu_alpha: float = positive(1.702)
     """Gain inside the sigmoid of a clamped gate."""
     swiglu_limit: float = positive(7.0)
-    """Where a clamped gate is cut off above, and what it multiplies on both sides."""
+    """Limit of a clamped gate: of `gate` from above, of `up` on both sides."""
     lm_head_bias: bool = flag(False)
     """Bias on the output layer of the language model (GPT-J)."""
 
     # --- experts -------------------------------------------------------------------------------------------------
     mlp_layer_types: list[str] | None = strings()
-    """`dense` or `sparse`, one feed-forward layer or experts, for each block; all sparse where there are experts."""
+    """`dense` (one feed-forward layer) or `sparse` (experts) for each block; all sparse by default with experts."""
     num_local_experts: int | None = size(None)
     """Number of experts in each sparse layer (Mixtral: 8)."""
     num_experts_per_tok: int = size(2)
-    """How many of them work on each token."""
+    """Number of experts that the router chooses for each token."""
     moe_intermediate_size: int | None = size(None)
-    """Width inside an expert; `intermediate_size` by default."""
+    """Intermediate features of an expert; `intermediate_size` by default."""
     num_shared_experts: int = size(0, least=0)
-    """Experts that work on every token, beside the chosen ones: one feed-forward layer, so many times as wide
-    (DeepSeek-V3: 1)."""
+    """Experts for every token, beside the chosen ones: one feed-forward layer with this many times the intermediate
+    features of an expert (DeepSeek-V3: 1)."""
     router_score_function: str = one_of("softmax", ROUTER_SCORE_FUNCTIONS)
-    """What makes shares of the router's logits: `softmax` (Mixtral, gpt-oss) or `sigmoid` (DeepSeek-V3)."""
+    """Function from the router's logits to expert weights: `softmax` (Mixtral, gpt-oss) or `sigmoid` (DeepSeek-V3)."""
     norm_topk_prob: bool = flag(True)
-    """The shares of the chosen experts add up to 1 (Switch, OLMoE: not)."""
+    """The weights of the chosen experts sum to 1 (Switch, OLMoE: not)."""
     routed_scaling_factor: float = positive(1.0)
-    """Factor on these shares (DeepSeek-V3: 2.5)."""
+    """Factor on the expert weights (DeepSeek-V3: 2.5)."""
     router_bias: bool = flag(False)
     """Bias on the router's logits (gpt-oss)."""
     router_jitter_noise: float = probability()
-    """In training, the input of router and experts is multiplied by a uniform number in 1 plus or minus this
+    """In training, the inputs of router and experts are multiplied by uniform noise between 1 - this and 1 + this
     (Mixtral)."""
     router_aux_loss_coef: float = coefficient(0.01)
-    """Weight in training of the loss that balances the experts (Fedus et al. 2021, section 2.2)."""
+    """Coefficient of the load-balancing loss in training (Fedus et al. 2021, section 2.2)."""
     router_aux_loss_type: str = one_of("layerwise", ROUTER_AUX_LOSS_TYPES)
-    """`layerwise`: the mean of the layers' losses, which balances each. `pooled`: one loss of the loads of all layers
-    together, which may hide their differences (Mixtral and gpt-oss in transformers)."""
+    """`layerwise`: the mean of the losses of the layers, which balances each layer. `pooled`: one loss of the mean load
+    of all layers, which may hide differences between them (Mixtral and gpt-oss in transformers)."""
     router_z_loss_coef: float = coefficient(0.0)
-    """Weight in training of the loss that keeps the router's logits small (Zoph et al. 2022, section 3.3)."""
+    """Coefficient in training of the z-loss, which keeps the router's logits small (Zoph et al. 2022, section 3.3)."""
     router_bias_update_rate: float | None = coefficient(None)
-    """Balance without a loss: a bias for each expert, which only decides who is chosen, moves by this after each step
-    of the optimizer (Wang et al. 2024; DeepSeek-V3: 0.001). At 0 it stays as it is; None: there is none."""
+    """Balance without a loss: after each optimizer step, a bias for each expert, which affects the choice but not the
+    weights, moves by this (Wang et al. 2024; DeepSeek-V3: 0.001). 0 freezes the bias; None: no bias."""
     output_router_logits: bool | None = field(
         default_factory=lambda: None, metadata={"rule": flag(None).metadata["rule"]}
     )
-    """Return the router's logits, and count the balancing losses outside of training too; False by default. A
-    configuration without experts has no such attribute."""
+    """Return the router's logits, and compute the balancing losses outside training too; False by default. The
+    attribute exists with experts only."""
 
     # --- training ------------------------------------------------------------------------------------------------
     label_smoothing: float = probability()
-    """Share of each label that the loss gives to all of the vocabulary alike, in training (Szegedy et al. 2016)."""
+    """Probability that the loss distributes over the whole vocabulary in training (Szegedy et al. 2016, section 7)."""
     lm_z_loss_coef: float = coefficient(0.0)
-    """Weight in training of the square of the logarithm of the vocabulary's partition function (PaLM: 1e-4)."""
+    """Coefficient in training of the z-loss, the squared logarithm of the partition function (PaLM: 1e-4)."""
     embedding_dropout: float = probability()
     """Dropout on the sum of token and position embeddings."""
     residual_dropout: float = probability()
-    """Dropout on what each sub-layer adds to the residual stream."""
+    """Dropout on the output of each sub-layer."""
     attention_dropout: float = probability()
     """Dropout on the attention probabilities."""
     classifier_dropout: float = probability()
@@ -338,131 +382,123 @@ class GPTConfig(PreTrainedConfig):
     layerdrop: float = probability()
     """Probability that a whole block is skipped in training (Fan et al. 2020; OPT)."""
     initializer_range: float = positive(0.02)
-    """Standard deviation of initial weights. Projections into the residual stream get it divided by sqrt(2 x layers)
+    """Standard deviation of initial weights, divided by sqrt(2 x layers) for projections into the residual stream
     (GPT-2, section 2.3)."""
 
-    # --- the rest ------------------------------------------------------------------------------------------------
+    # --- other ---------------------------------------------------------------------------------------------------
     tie_word_embeddings: bool = flag(True)
     """The output layer shares the weights of the token embeddings."""
     use_cache: bool = flag(True)
     """Return keys and values for the next call by default."""
     pad_token_id: int | None = token_id()
-    """Padding. A head that pools the last token looks for it where there is no attention mask."""
+    """Padding token. Heads that score the last token use it to find that token without an attention mask."""
     bos_token_id: int | None = token_id()
-    """Begin of text."""
+    """Token that begins a text."""
     eos_token_id: int | list[int] | None = token_id(several=True)
-    """End of text: generation stops there."""
+    """Token that ends a text; generation stops there."""
     native_fields: dict | None = mapping()
-    """What the configuration of a converted checkpoint said beyond its architecture; export gives it back."""
+    """Fields of a converted checkpoint's configuration beyond its architecture, for export."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_misspelt(kwargs)
+        self._refuse_misspelled(kwargs)
         self._check_fields()
-        self._derive_fields()
-        self._refuse_idle_sizes()
+        self.derived_fields = self._derive_fields(kwargs.pop("derived_fields", ()))
+        self._refuse_unused_sizes()
         if self.position_embedding_type != "rope":
             self._refuse_rope(kwargs)
-            del self.rope_parameters
-        if self.num_local_experts is None:
-            del self.output_router_logits
-        self.base_model_tp_plan = tensor_parallel_plan(self)  # neither is ever serialised
+        for name, is_present in PRESENT_IF.items():
+            if not is_present(self):
+                delattr(self, name)
+        self.base_model_tp_plan = tensor_parallel_plan(self)  # neither plan is serialized
         self.base_model_ep_plan = expert_parallel_plan(self)
         super().__post_init__(**kwargs)
         self.validate()
 
     @property
     def rotary_dim(self) -> int:
-        """How many dimensions of each head are rotated; 0 without rotary positions."""
+        """Number of dimensions of each head that are rotated; 0 without rotary positions."""
         if self.position_embedding_type != "rope":
             return 0
         return int(self.head_dim * self.rope_parameters.get("partial_rotary_factor", 1.0))
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read `config.json`, as in the base class, and refuse one of another architecture."""
+        """Read `config.json`, as in the base class.
+
+        Raises:
+            ValueError: the configuration of another architecture.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
         if model_type != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: config.json has model_type={model_type!r}, expected "
-                f"{cls.model_type!r}. A native checkpoint must be converted to hf_gpt first; as it is, the Auto "
-                "classes of transformers load it."
+                f"{cls.model_type!r}. Convert a native checkpoint to hf_gpt first (hf-gpt convert), or load it with "
+                "the Auto classes of transformers."
             )
         return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Make a configuration, as in the base class; keywords that are fields count as if they had been stored."""
+        """Make a configuration, as in the base class. Keywords that are fields replace the stored ones."""
         overrides = {f.name: kwargs.pop(f.name) for f in fields(cls) if "rule" in f.metadata and f.name in kwargs}
         return super().from_dict(cls.override(config_dict, overrides), **kwargs)
 
-    @staticmethod
-    def override(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        """Stored values under others. What had only been derived from a value that changes is derived anew."""
+    @classmethod
+    def override(cls, stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """Returns stored fields with some replaced, and without those that are derived: they are derived again."""
         if not overrides:
             return stored
-        hidden, heads = stored.get("hidden_size"), stored.get("num_attention_heads")
-        derived = {
-            "num_key_value_heads": heads,
-            "layer_types": stored.get("layer_types"),
-            "attention_output_bias": stored.get("attention_bias"),
-            "norm_parameters": NORM_PARAMETERS.get(stored.get("norm_type"), (None,))[0],
-            "final_norm": stored.get("norm_position") == "pre",
-            "moe_intermediate_size": stored.get("intermediate_size"),
-        }
-        if hidden is not None and heads is not None:
-            derived |= {"embedding_size": hidden, "intermediate_size": 4 * hidden, "head_dim": hidden // heads}
-        usual = {"attention_patterns": "dense", "mlp_layer_types": _usual_mlp(stored.get("num_local_experts"))}
-        derived |= {name: stored[name] for name, each in usual.items() if set(stored.get(name) or ()) == {each}}
-        return {
-            name: value for name, value in stored.items() if name not in derived or value != derived[name]
-        } | overrides
+        replaced = {*cls(**stored).derived_fields, "derived_fields", *map(SAME_DECISION.get, overrides)}
+        return {name: value for name, value in stored.items() if name not in replaced} | overrides
 
     def validate(self) -> None:
-        """Check every field, and all of them together; called at construction, by models and by `save_pretrained`."""
+        """Checks each field, and the fields against each other. Called at construction, by models and by
+        `save_pretrained`."""
         self._check_fields()
         self._check_heads()
-        self._drop_idle_sizes()
+        self._drop_unused_sizes()
         self._check_patterns()
         self._check_experts()
         self._check_token_ids()
         if self.parallel_residual and self.norm_position != "pre":
-            raise ValueError(f"parallel_residual=True has no norm_position={self.norm_position!r}: expected 'pre'")
+            raise ValueError(f"norm_position={self.norm_position!r} with parallel_residual=True: expected 'pre'")
         if self.shared_norm and not self.parallel_residual:
-            raise ValueError("shared_norm=True has a meaning with parallel_residual=True only")
+            raise ValueError("shared_norm=True with parallel_residual=False: expected parallel_residual=True")
         if self.norm_parameters not in (allowed := NORM_PARAMETERS[self.norm_type]):
             raise ValueError(
                 f"norm_parameters={self.norm_parameters!r} with norm_type={self.norm_type!r}: expected one of "
                 f"{', '.join(allowed)}"
             )
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(f"hidden_size={self.hidden_size}: sinusoidal positions need an even number")
+            raise ValueError(f"hidden_size={self.hidden_size}: expected an even number for sinusoidal positions")
         if self.position_offset and self.position_embedding_type != "learned":
             raise ValueError(
-                f"position_offset={self.position_offset} has a meaning with position_embedding_type='learned' only"
+                f"position_offset={self.position_offset} with position_embedding_type="
+                f"{self.position_embedding_type!r}: expected 'learned'"
             )
         if self.position_embedding_type == "rope":
             self._check_rope()
 
     def _validate_dynamic_rope_parameters(self, rope_parameters: dict, ignore_keys: set[str] | None = None) -> None:
-        # Ours may tell the original length: `max_position_embeddings` is that of the model, extended or not.
+        # Here `dynamic` may have the original length, because `max_position_embeddings` may be extended.
         known = {*(ignore_keys or ()), "original_max_position_embeddings"}
         super()._validate_dynamic_rope_parameters(rope_parameters, ignore_keys=known)
 
-    def _refuse_misspelt(self, unknown: dict[str, Any]) -> None:
-        # transformers keeps unknown keywords as attributes: a typing error would silently build another model
+    def _refuse_misspelled(self, unknown: dict[str, Any]) -> None:
+        # transformers stores unknown keywords as attributes: a misspelled field would silently build another model
         names = [f.name for f in fields(self)]
         for name in unknown:
             if close := OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.9)), None):
-                raise ValueError(f"{name} is no field of GPTConfig: did you mean {close}?")
+                raise ValueError(f"{name} is not a field of GPTConfig: did you mean {close}?")
 
     def _refuse_rope(self, kwargs: dict[str, Any]) -> None:
         given = {"rope_parameters": self.rope_parameters, **kwargs}
         for name in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"):
             if given.get(name):
                 raise ValueError(
-                    f"{name}={given[name]!r} has no meaning with position_embedding_type="
-                    f"{self.position_embedding_type!r}: leave it out, or set position_embedding_type='rope'"
+                    f"{name}={given[name]!r} with position_embedding_type={self.position_embedding_type!r}: leave it "
+                    "out, or set position_embedding_type='rope'"
                 )
 
     def _check_fields(self) -> None:
@@ -471,37 +507,17 @@ class GPTConfig(PreTrainedConfig):
             if rule is not None and not rule.holds(value):
                 raise ValueError(f"{f.name}={value!r}: expected {rule.expects}")
 
-    def _derive_fields(self) -> None:
-        if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}: "
-                    "choose a divisor, or set head_dim"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.embedding_size = self.embedding_size or self.hidden_size
-        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
-        if self.attention_output_bias is None:
-            self.attention_output_bias = self.attention_bias
-        if self.norm_parameters is None:
-            self.norm_parameters = NORM_PARAMETERS[self.norm_type][0]
-        if self.final_norm is None:
-            self.final_norm = self.norm_position == "pre"
-        if self.num_local_experts is not None:
-            self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
-            self.output_router_logits = self.output_router_logits or False
-        if self.mlp_layer_types is None:
-            self.mlp_layer_types = [_usual_mlp(self.num_local_experts)] * self.num_hidden_layers
-
-        if self.attention_patterns is None:
-            # An unknown layer type stays as it is, for `_check_patterns` to name.
-            self.attention_patterns = [
-                ATTENTION_PATTERNS.get(layer_type, layer_type)
-                for layer_type in self.layer_types or [LAYER_TYPES["dense"]] * self.num_hidden_layers
-            ]
-        if self.layer_types is None:
-            self.layer_types = [LAYER_TYPES.get(pattern, pattern) for pattern in self.attention_patterns]
+    def _derive_fields(self, stored: Iterable[str]) -> list[str]:
+        """Sets the fields that are None, and returns the names of all that have their derived values: these, and of
+        those that the stored configuration had derived the ones that nobody has changed since."""
+        derived = []
+        for name, derive in DERIVATIONS.items():
+            value = getattr(self, name)
+            if value is None:
+                setattr(self, name, derive(self))
+            if getattr(self, name) is not None and (value is None or (name in stored and value == derive(self))):
+                derived.append(name)
+        return derived
 
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -555,28 +571,27 @@ class GPTConfig(PreTrainedConfig):
             if getattr(self, name) != absent and not sparse:
                 raise ValueError(f"{name}={getattr(self, name)} without a sparse layer: leave it out")
         if sparse and self.layerdrop:
-            raise ValueError(f"layerdrop={self.layerdrop}: experts that are skipped cannot be balanced, expected 0")
+            raise ValueError(f"layerdrop={self.layerdrop} with experts: expected 0, skipped experts cannot be balanced")
 
-    def _idle_sizes(self) -> dict[str, str]:
-        """Sizes that are set but of no layer's pattern, with the patterns that they are for."""
+    def _unused_sizes(self) -> dict[str, str]:
+        """Returns the sizes that are set although no layer has a pattern that needs them, and these patterns."""
         return {
             name: " or ".join(patterns)
             for name, patterns in PATTERN_FIELDS.items()
             if getattr(self, name) is not None and not set(patterns) & set(self.attention_patterns)
         }
 
-    def _refuse_idle_sizes(self) -> None:
-        for name, kind in self._idle_sizes().items():
+    def _refuse_unused_sizes(self) -> None:
+        for name, kind in self._unused_sizes().items():
             raise ValueError(
                 f"{name}={getattr(self, name)} without a {kind} layer: leave it out, or name the {kind} layers in "
                 "attention_patterns"
             )
 
-    def _drop_idle_sizes(self) -> None:
-        # Unlike a constructor's argument, a size that a tool set on a finished configuration (transformers' own tests
-        # do) is not worth an error.
-        for name, kind in self._idle_sizes().items():
-            logger.warning(f"{name}={getattr(self, name)} is dropped: no layer is {kind}")
+    def _drop_unused_sizes(self) -> None:
+        # No error, unlike for an argument: transformers' own tests set such sizes on a finished configuration.
+        for name, kind in self._unused_sizes().items():
+            logger.warning(f"{name}={getattr(self, name)} is ignored and set to None: no layer is {kind}")
             setattr(self, name, None)
 
     def _check_token_ids(self) -> None:

@@ -1,5 +1,5 @@
-"""The token embeddings: nn.Embedding, whose table may be quantised, and whose gradient joins that of a tied output
-layer."""
+"""The token embeddings: nn.Embedding, whose table may be quantized, and whose gradient is added to that of a tied
+output layer in place."""
 
 from typing import Any
 
@@ -7,22 +7,21 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .linear import is_bare, is_plain
+from .backends import alias, is_plain
+from .linear import is_bare
 from .positions import check_indices
-from .quantized_weights import look_up_int8
+from .quantized_weights import is_quantized, look_up
 
 
 class Embedding(nn.Embedding):
     """(B, T) token ids to (B, T, embedding_dim)."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        if type(self.weight).__name__ == "Int8Tensor":
-            return look_up_int8(self.weight, ids)
-        return super().forward(ids)
+        return look_up(self.weight, ids) if is_quantized(self.weight) else super().forward(ids)
 
 
-class WrittenOut(torch.autograd.Function):
-    """The same matrix, for several uses; the sum of their gradients leaves it dense."""
+class DenseGradient(torch.autograd.Function):
+    """Returns the same matrix; the sum of the gradients of its uses leaves this function dense."""
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
@@ -34,8 +33,8 @@ class WrittenOut(torch.autograd.Function):
         return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-class Lookup(torch.autograd.Function):
-    """Rows of a matrix, whose gradient holds those rows alone."""
+class SparseLookup(torch.autograd.Function):
+    """Returns rows of a matrix; the gradient is sparse and holds these rows alone."""
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -51,28 +50,28 @@ class Lookup(torch.autograd.Function):
         return torch.sparse_coo_tensor(ids.reshape(1, -1), rows, ctx.shape, check_invariants=False), None
 
 
-def worth_tying(embedding: nn.Module, head: nn.Module, ids: torch.Tensor | None) -> bool:
-    """Whether `look_up_tied` may stand for the embedding, and gains anything: the two have one weight, which learns on
-    a CPU, and nothing is wrapped round either."""
+def suits_tied_lookup(embedding: nn.Module, head: nn.Module, ids: torch.Tensor | None) -> bool:
+    """True if `look_up_tied` computes what the embedding does, and is faster: both modules are bare and share one plain
+    float32 weight on a CPU whose gradient is recorded."""
     if ids is None or not (torch.is_grad_enabled() and is_bare(embedding, Embedding) and is_bare(head)):
         return False
     weight = head.weight
-    learns = embedding.weight is weight and weight.requires_grad and weight.dtype == torch.float32
-    return learns and weight.is_cpu and ids.is_cpu and is_plain(weight)
+    is_trained = embedding.weight is weight and weight.requires_grad and weight.dtype == torch.float32
+    return is_trained and weight.is_cpu and ids.is_cpu and is_plain(weight)
 
 
 def look_up_tied(weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The embeddings of the ids, (B, T, D), and the same weight, (vocabulary, D), as the output layer is to use it.
+    """Returns the embeddings of the ids, (B, T, D), and the same weight, (vocab_size, D), for the output layer.
 
-    The gradient of the embeddings is added to that of the output layer in place. Otherwise autograd writes it out
-    first: of GPT-2 that is 154 MB, nearly all zero, and a twentieth of a training step.
+    The gradient of the embeddings is added to that of the output layer in place. Otherwise autograd makes it dense
+    first: 154 MB of mostly zeros for GPT-2, a twentieth of a training step (RESULTS.md, training step).
 
     Raises:
         ValueError: a token id outside the vocabulary.
     """
     check_indices("input_ids", ids, "vocab_size", len(weight))
-    shared = WrittenOut.apply(weight)
-    # The head's comes first: what is recorded first waits, in the backward pass, for all the others; and a dense
-    # gradient that follows a sparse one takes it in place.
-    for_head = torch.ops.aten.alias(shared)
-    return Lookup.apply(shared, ids), for_head
+    shared = DenseGradient.apply(weight)
+    # Autograd runs what was recorded first last, and adds a sparse gradient to a dense one in place, not the reverse:
+    # so the use by the head is recorded before the lookup.
+    for_head = alias(shared)
+    return SparseLookup.apply(shared, ids), for_head

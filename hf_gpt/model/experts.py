@@ -1,4 +1,4 @@
-"""The experts of a sparse layer: their weights, stacked, and how each of them works on the tokens that chose it."""
+"""The experts of a sparse layer: their stacked weights, and their products with the tokens routed to them."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -9,19 +9,19 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from .backends import matmul
 from .configuration_gpt import GPTConfig
 from .feed_forward import GATES, build_activation
-from .linear import matmul
 
 
 class Experts(nn.Module):
-    """The feed-forward layers of all experts, run by transformers' experts interface.
+    """The feed-forward layers of all experts, computed by transformers' experts interface.
 
-    Weights are (experts, in, out), as in gpt-oss: a single token is multiplied faster so. A gated expert's
-    `gate_up_proj` holds the columns of its gate, then those of `up`.
+    Weights are (experts, in, out), as in gpt-oss, which is the faster layout for one token. `gate_up_proj` of a gated
+    expert holds the columns of the gate, then those of `up`.
     """
 
-    # The layout, as the interface asks for it.
+    # The layout, in the terms of the interface.
     is_transposed = True
     is_concatenated = True
     has_post_expert_norm = False
@@ -33,14 +33,14 @@ class Experts(nn.Module):
         self.num_experts = config.num_local_experts
         self.has_gate = config.mlp_type in GATES
         self.has_bias = config.mlp_bias
-        width, inner = config.hidden_size, config.moe_intermediate_size
+        width, intermediate = config.hidden_size, config.moe_intermediate_size
         if self.has_gate:
-            self.first, first_width = "gate_up_proj", 2 * inner
+            self.first, first_width = "gate_up_proj", 2 * intermediate
             self.combine = GATES[config.mlp_type](config)
         else:
-            self.first, first_width = "up_proj", inner
+            self.first, first_width = "up_proj", intermediate
             self.act_fn = build_activation(config)
-        for name, into, out in ((self.first, width, first_width), ("down_proj", inner, width)):
+        for name, into, out in ((self.first, width, first_width), ("down_proj", intermediate, width)):
             self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, into, out)))
             bias = nn.Parameter(torch.empty(self.num_experts, out)) if self.has_bias else None
             self.register_parameter(f"{name}_bias", bias)
@@ -48,25 +48,36 @@ class Experts(nn.Module):
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         return self.combine(*gate_up.chunk(2, dim=-1))
 
-    def activate(self, entering: torch.Tensor) -> torch.Tensor:
-        """What stands between the two layers of an expert."""
-        return self._apply_gate(entering) if self.has_gate else self.act_fn(entering)
+    def activate(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Applies what is between the two linear layers of an expert: the gate or the activation."""
+        return self._apply_gate(inputs) if self.has_gate else self.act_fn(inputs)
 
     def forward(self, tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        implementation = self.config._experts_implementation
-        if implementation == "eager" and torch.compiler.is_compiling():
-            implementation = "grouped_mm"  # a graph cannot hold how many tokens each expert gets
-        run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, eager_experts)
+        """Returns the weighted sum of the outputs of each token's experts: (N, hidden_size), indices and weights of
+        (N, k), to (N, hidden_size)."""
+        run = ALL_EXPERTS_FUNCTIONS.get_interface(self.implementation(tokens), eager_experts)
         return run(self, tokens, indices, weights)
+
+    def implementation(self, tokens: torch.Tensor) -> str:
+        """Returns the configured implementation, or the one that serves where it cannot run."""
+        configured = self.config._experts_implementation
+        if configured == "eager" and torch.compiler.is_compiling():
+            return "grouped_mm"  # a graph cannot depend on how many tokens each expert receives
+        if configured == "grouped_mm" and tokens.dtype == torch.float64:
+            return "eager"  # grouped_mm has no float64
+        return configured
 
 
 def eager_experts(experts: Experts, tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Each expert in turn, on the tokens that chose it.
+    """Computes one expert after the other, each for the tokens that are routed to it.
 
     Args:
         tokens: (N, hidden_size).
-        indices, weights: (N, k), which experts a token goes to, and their shares in its output. An index beyond the
-            experts is that of one on another rank.
+        indices, weights: (N, k), the experts of each token and their weights in its output. An index of `num_experts`
+            or more belongs to another rank and is skipped.
+
+    Returns:
+        (N, hidden_size).
     """
     names = (experts.first, f"{experts.first}_bias", "down_proj", "down_proj_bias")
     parameters = [getattr(experts, name) for name in names]
@@ -74,7 +85,11 @@ def eager_experts(experts: Experts, tokens: torch.Tensor, indices: torch.Tensor,
 
 
 def tokens_by_expert(indices: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, list[tuple[int, slice]]]:
-    """The choices, (N, k), numbered in the order of their experts, (n,), and where those of each expert are."""
+    """Sorts the flattened choices, (N x k), by expert.
+
+    Returns:
+        The order, (n,), and for each expert that has tokens its slice of the order.
+    """
     chosen, order = indices.flatten().sort(stable=True)
     counts = torch.bincount(chosen, minlength=num_experts)[:num_experts].tolist()
     ends = list(accumulate(counts, initial=0))
@@ -83,11 +98,11 @@ def tokens_by_expert(indices: torch.Tensor, num_experts: int) -> tuple[torch.Ten
 
 
 class ExpertsInTurn(torch.autograd.Function):
-    """Experts, one after the other, and their gradients.
+    """One expert after the other, with a backward of its own.
 
-    Autograd would keep every step of every expert, and make a gradient as large as all weights for each of them. Here
-    only what enters the activation is kept, and the activation is computed once more. The gradient of a share needs no
-    output: g . (a W + b) = (g W^T) . a + g . b.
+    Autograd would save every intermediate tensor of every expert, and allocate a gradient of the size of all weights
+    for each. Here only the inputs of the activation are saved, and the activation is recomputed. The gradient of a
+    weight in the output needs no output: g . (a W + b) = (g W^T) . a + g . b.
     """
 
     @staticmethod
@@ -103,25 +118,25 @@ class ExpertsInTurn(torch.autograd.Function):
         down: torch.Tensor,
         down_bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """(N, hidden_size) to the same. Weights are (experts, in, out), biases (experts, out)."""
+        """(N, hidden_size) to the same shape. Weights are (experts, in, out), biases (experts, out)."""
         order, spans = tokens_by_expert(indices, num_experts)
         origin, share = order // indices.shape[-1], shares.flatten()[order, None]  # (n,), (n, 1)
         dtype = tokens.dtype
         if torch.is_autocast_enabled(tokens.device.type):
             dtype = torch.get_autocast_dtype(tokens.device.type)
-        output, entering = torch.zeros_like(tokens), []
+        output, saved_inputs = torch.zeros_like(tokens), []
         for expert, rows in spans:
-            entering.append(affine(tokens[origin[rows]].to(dtype), first, first_bias, expert))
-            result = affine(activate(entering[-1]), down, down_bias, expert) * share[rows]
+            saved_inputs.append(affine(tokens[origin[rows]].to(dtype), first, first_bias, expert))
+            result = affine(activate(saved_inputs[-1]), down, down_bias, expert) * share[rows]
             output.index_add_(0, origin[rows], result.to(output.dtype))
         ctx.activate, ctx.spans, ctx.dtype = activate, spans, dtype
-        ctx.save_for_backward(tokens, shares, order, first, first_bias, down, down_bias, *entering)
+        ctx.save_for_backward(tokens, shares, order, first, first_bias, down, down_bias, *saved_inputs)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens, shares, order, first, first_bias, down, down_bias, *all_entering = ctx.saved_tensors
+        tokens, shares, order, first, first_bias, down, down_bias, *all_inputs = ctx.saved_tensors
         parameters = (first, first_bias, down, down_bias)
         origin, share = order // shares.shape[-1], shares.flatten()[order, None]
         to_tokens, to_share = torch.zeros_like(tokens), shares.new_zeros(shares.numel())
@@ -129,11 +144,11 @@ class ExpertsInTurn(torch.autograd.Function):
         to_parameters = [torch.empty_like(p) if need else None for p, need in zip(parameters, needed, strict=True)]
         to_first, to_first_bias, to_down, to_down_bias = to_parameters
 
-        for (expert, rows), entering in zip(ctx.spans, all_entering, strict=True):
+        for (expert, rows), inputs in zip(ctx.spans, all_inputs, strict=True):
             states, from_output = (each[origin[rows]].to(ctx.dtype) for each in (tokens, gradient))
             with torch.enable_grad():
-                entering = entering.detach().requires_grad_()
-                active = ctx.activate(entering)  # (rows, inner)
+                inputs = inputs.detach().requires_grad_()
+                active = ctx.activate(inputs)  # (rows, intermediate)
             to_active = matmul(from_output, down[expert].t().to(ctx.dtype))
             products = (to_active * active.detach()).sum(dim=-1, dtype=shares.dtype)
             if down_bias is not None:
@@ -141,16 +156,16 @@ class ExpertsInTurn(torch.autograd.Function):
             to_share[order[rows]] = products
 
             to_result = (from_output * share[rows]).to(ctx.dtype)
-            (to_entering,) = torch.autograd.grad(active, entering, (to_active * share[rows]).to(ctx.dtype))
-            to_tokens.index_add_(0, origin[rows], matmul(to_entering, first[expert].t().to(ctx.dtype)).to(tokens.dtype))
-            for to_weight, to_bias, inputs, outputs in (
-                (to_first, to_first_bias, states, to_entering),
+            (to_inputs,) = torch.autograd.grad(active, inputs, (to_active * share[rows]).to(ctx.dtype))
+            to_tokens.index_add_(0, origin[rows], matmul(to_inputs, first[expert].t().to(ctx.dtype)).to(tokens.dtype))
+            for to_weight, to_bias, left, right in (
+                (to_first, to_first_bias, states, to_inputs),
                 (to_down, to_down_bias, active.detach(), to_result),
             ):
                 if to_weight is not None:
-                    to_weight[expert] = matmul(inputs.t(), outputs)
+                    to_weight[expert] = matmul(left.t(), right)
                 if to_bias is not None:
-                    to_bias[expert] = outputs.sum(dim=0)
+                    to_bias[expert] = right.sum(dim=0)
 
         idle = sorted(set(range(len(first))) - {expert for expert, _ in ctx.spans})
         for to_parameter in to_parameters:
@@ -160,6 +175,6 @@ class ExpertsInTurn(torch.autograd.Function):
 
 
 def affine(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, expert: int) -> torch.Tensor:
-    """One layer of one expert, in the precision of `states`."""
+    """Returns the output of one linear layer of one expert, in the dtype of `states`."""
     bias = None if bias is None else bias[expert].to(states.dtype)
     return matmul(states, weight[expert].to(states.dtype), bias)

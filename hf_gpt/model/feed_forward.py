@@ -9,21 +9,15 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
-from .linear import (
-    Linear,
-    OneDNNLinear,
-    compute_dtype,
-    is_bare,
-    linear_gradients,
-    project_together,
-    suits_onednn,
-)
+from .linear import Linear, OneDNNLinear, Route, compute_dtype, linear_gradients, project_together, route
 
-# Names of one function: the first is written out in transformers, a stored tensor for each step of its formula.
+# Other names of one function. transformers implements the first as a chain of elementwise operations, each of which
+# saves a tensor for backward; the last is one kernel.
 SAME_FUNCTION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
 
 def build_activation(config: GPTConfig) -> nn.Module:
+    """Returns the activation that `config.hidden_act` names."""
     return ACT2FN[SAME_FUNCTION.get(config.hidden_act, config.hidden_act)]
 
 
@@ -39,7 +33,7 @@ class ActivatedGate(nn.Module):
 
 
 class ClampedGate(nn.Module):
-    """g * sigmoid(alpha * g) * (u + 1), where g is cut off above and u on both sides (gpt-oss)."""
+    """g * sigmoid(alpha * g) * (u + 1), with g = min(gate, limit) and u = clamp(up, -limit, limit) (gpt-oss)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -54,7 +48,8 @@ GATES = {"glu": ActivatedGate, "clamped_glu": ClampedGate}
 
 
 class ActivatedLinear(torch.autograd.Function):
-    """A linear layer of an activation, of which only what enters it is kept: the activation is computed once more."""
+    """A linear layer of an activation. It saves the input of the activation alone and recomputes the activation in
+    backward."""
 
     @staticmethod
     def forward(
@@ -62,51 +57,55 @@ class ActivatedLinear(torch.autograd.Function):
         activate: Callable[..., torch.Tensor],
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        *entering: torch.Tensor,
+        *inputs: torch.Tensor,
     ) -> torch.Tensor:
         ctx.activate = activate
-        ctx.save_for_backward(weight, bias, *entering)
-        return OneDNNLinear.forward(activate(*entering), weight, bias)
+        ctx.save_for_backward(weight, bias, *inputs)
+        return OneDNNLinear.forward(activate(*inputs), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, bias, *entering = ctx.saved_tensors
-        _, of_weight, of_bias, *of_entering = ctx.needs_input_grad
-        needed = (any(of_entering), of_weight, of_bias)
-        entering = [each.detach().requires_grad_() for each in entering]
+        weight, bias, *inputs = ctx.saved_tensors
+        _, needs_weight, needs_bias, *needs_inputs = ctx.needs_input_grad
+        inputs = [each.detach().requires_grad_() for each in inputs]
         with torch.enable_grad():
-            active = ctx.activate(*entering)
-        to_active, *to_parameters = linear_gradients(gradient, active.detach(), (weight, bias), needed)
-        to_entering = [None] * len(entering)
+            active = ctx.activate(*inputs)
+        to_active, *to_parameters = linear_gradients(
+            gradient, active.detach(), (weight, bias), (any(needs_inputs), needs_weight, needs_bias)
+        )
+        to_inputs = [None] * len(inputs)
         if to_active is not None:
-            to_entering = torch.autograd.grad(active, entering, to_active)
-        return None, *to_parameters, *to_entering
+            to_inputs = torch.autograd.grad(active, inputs, to_active)
+        return None, *to_parameters, *to_inputs
 
 
-# What is larger is computed once more in the backward pass: a CPU's allocator would map its memory anew in every step.
-KEPT_BYTES = 32 * 2**20
+# A larger activation is recomputed in backward: the allocator of a CPU maps memory anew above this size in every step,
+# which takes longer than the activation (RESULTS.md, training step).
+RECOMPUTED_BYTES = 32 * 2**20
+
+
+def is_recomputed(inputs: torch.Tensor) -> bool:
+    """True for a large activation in the dtype of products."""
+    return inputs.nbytes > RECOMPUTED_BYTES and inputs.dtype == compute_dtype(inputs)
 
 
 def activate_and_project(
-    activate: Callable[..., torch.Tensor], layer: nn.Module, *entering: torch.Tensor
+    activate: Callable[..., torch.Tensor], layer: nn.Module, *inputs: torch.Tensor
 ) -> torch.Tensor:
-    """layer(activate(entering)); a large activation, on a CPU where gradients are recorded, is not kept."""
-    if torch.is_grad_enabled() and is_bare(layer):
-        dtype = compute_dtype(entering[0])
-        suits = entering[0].dtype == dtype and suits_onednn(dtype, layer.weight, layer.bias, *entering)
-        if suits and entering[0].nbytes > KEPT_BYTES:
-            return ActivatedLinear.apply(activate, layer.weight, layer.bias, *entering)
-    return layer(activate(*entering))
+    """Returns layer(activate(inputs)). On a CPU a large activation is not saved for backward."""
+    if torch.is_grad_enabled() and route(layer, *inputs) is Route.ONEDNN and is_recomputed(inputs[0]):
+        return ActivatedLinear.apply(activate, layer.weight, layer.bias, *inputs)
+    return layer(activate(*inputs))
 
 
 class MLP(nn.Module):
-    """down(act(up(x))), (B, T, hidden_size) to the same."""
+    """down(act(up(x))), (B, T, hidden_size) to the same shape."""
 
-    def __init__(self, config: GPTConfig, inner: int) -> None:
+    def __init__(self, config: GPTConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True  # for its initial weights
         self.act_fn = build_activation(config)
 
@@ -115,13 +114,13 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(combine(gate(x), up(x)))."""
+    """down(combine(gate(x), up(x))), (B, T, hidden_size) to the same shape."""
 
-    def __init__(self, config: GPTConfig, inner: int) -> None:
+    def __init__(self, config: GPTConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True
         self.combine = GATES[config.mlp_type](config)
 
@@ -130,6 +129,6 @@ class GatedMLP(nn.Module):
         return activate_and_project(self.combine, self.down_proj, *gate_and_up)
 
 
-def build_mlp(config: GPTConfig, inner: int) -> nn.Module:
-    """Plain or gated, `inner` wide inside."""
-    return MLP(config, inner) if config.mlp_type == "mlp" else GatedMLP(config, inner)
+def build_mlp(config: GPTConfig, intermediate_size: int) -> nn.Module:
+    """Returns the plain or gated feed-forward layer that `config.mlp_type` names."""
+    return MLP(config, intermediate_size) if config.mlp_type == "mlp" else GatedMLP(config, intermediate_size)

@@ -2,61 +2,69 @@
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
-from .quantized_weights import PRODUCTS, forget_packed
-
-# What inductor compiles a linear layer to on a CPU. It has no backward, and no kernel in builds without oneDNN.
-ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+from .backends import is_plain, matmul, onednn_linear, pack_weight, suits_onednn
+from .quantized_weights import forget_packed, is_quantized, multiply
 
 
-PLAIN_TYPES = (torch.Tensor, nn.Parameter)
+class Route(Enum):
+    """How the product of a linear layer is computed."""
+
+    MODULE = "module"
+    """By a call of the module: hooks, a wrapper, a subclass, a sharded weight, torch.compile or functorch needs it."""
+    QUANTIZED = "quantized"
+    """By the product of the weight's tensor class."""
+    PLAIN = "plain"
+    """By operations of torch on the weight, on any device."""
+    ONEDNN = "onednn"
+    """By oneDNN on a CPU."""
 
 
-def is_plain(*operands: torch.Tensor | None) -> bool:
-    """Neither quantised, nor sharded, nor fake; and nobody looks on who wants to see each operation."""
-    for each in operands:
-        if each is not None and type(each) not in PLAIN_TYPES:
-            return False
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+def route(layer: nn.Module, *states: torch.Tensor) -> Route:
+    """Returns how to compute a linear layer from outside: its own route, if a call would do nothing else."""
+    return route_product(layer.weight, layer.bias, *states) if is_bare(layer) else Route.MODULE
 
 
-def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
-    """Plain tensors on a CPU, in a precision that oneDNN has."""
-    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands):
-        return False
-    return all(each is None or each.is_cpu for each in operands)
+def route_product(weight: torch.Tensor, bias: torch.Tensor | None, *states: torch.Tensor) -> Route:
+    """Returns how to compute x W^T + b for the given states, which all have the same dtype."""
+    if is_quantized(weight):
+        return Route.QUANTIZED
+    if suits_onednn(compute_dtype(states[0]), weight, bias, *states):
+        return Route.ONEDNN
+    return Route.PLAIN if is_plain(weight, bias, *states) else Route.MODULE
 
 
-def matmul(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(..., n) times (n, m), and a bias, (m,); by oneDNN where no gradient is recorded."""
-    if not torch.is_grad_enabled() and left.dtype == right.dtype and suits_onednn(left.dtype, left, right):
-        return ONEDNN_LINEAR(left, right.t(), bias, "none", [], "")
-    return left @ right if bias is None else left @ right + bias
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def weight_gradient(gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """(N, out) and (N, in) to (out, in); by what is faster (benchmarks/RESULTS.md)."""
-    if gradient.dtype == torch.float32 and gradient.shape[1] <= states.shape[1]:
-        return matmul(gradient.t(), states)
-    return gradient.t() @ states
+def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
+    """True if a call of the layer is just the `forward` of one of these types, by default of a linear layer: it has no
+    hooks, no wrapper and no `forward` of its own."""
+    attributes = vars(layer)
+    is_wrapped = "forward" in attributes or any(attributes[hooks] for hooks in HOOKS)
+    return type(layer) in (types or (Linear, nn.Linear)) and not is_wrapped
 
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
-    """The precision in which matrices are multiplied: that of autocast, where it is on. It leaves float64 alone."""
+    """Returns the dtype of matrix products: that of autocast where it is enabled, which leaves float64 alone."""
     device = states.device.type
-    lowered = torch.is_autocast_enabled(device) and states.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if lowered else states.dtype
+    is_lowered = torch.is_autocast_enabled(device) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_lowered else states.dtype
+
+
+# --- products by oneDNN, forward and backward ---------------------------------------------------------------------
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """x W^T + b, where W may stand in several parts, one below the other: one product, and one for each gradient.
+    """x W^T + b, where W may be given in several parts, stacked along the output features: one product for all of them,
+    and one for each gradient.
 
-    Under autocast a weight is cast when it is needed, and not kept.
+    Under autocast a weight is cast in forward and again in backward, and the cast is not saved.
     """
 
     @staticmethod
@@ -79,31 +87,39 @@ def linear_gradients(
     gradient: torch.Tensor,
     states: torch.Tensor,
     parameters: Sequence[torch.Tensor | None],
-    needed: Sequence[bool],
+    needs_gradient: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Those by the states and by each parameter of `OneDNNLinear`; None for what is not needed."""
+    """Returns the gradients of `OneDNNLinear` with respect to the states and each parameter; None where not needed."""
     weights, biases = halves(parameters)
-    needs_states, *needed = needed
+    needs_states, *needs_parameters = needs_gradient
     to_states, to_weights, to_biases = None, [None] * len(weights), [None] * len(weights)
     if needs_states:
         to_states = matmul(gradient, joined(parameters, gradient.dtype)[0])
     gradient, states = gradient.flatten(0, -2), states.flatten(0, -2)
     rows = [len(weight) for weight in weights]
-    if any(needed[: len(weights)]):
+    if any(needs_parameters[: len(weights)]):
         to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
-    if any(needed[len(weights) :]):
+    if any(needs_parameters[len(weights) :]):
         to_biases = gradient.sum(dim=0).to(biases[0].dtype).split(rows)
-    given = (*to_weights, *to_biases)
-    return to_states, *(each if need else None for each, need in zip(given, needed, strict=True))
+    computed = (*to_weights, *to_biases)
+    return to_states, *(each if need else None for each, need in zip(computed, needs_parameters, strict=True))
+
+
+def weight_gradient(gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """(N, out) and (N, in) to (out, in), by the faster of two libraries (RESULTS.md, linear layers)."""
+    if gradient.dtype == torch.float32 and gradient.shape[1] <= states.shape[1]:
+        return matmul(gradient.t(), states)
+    return gradient.t() @ states
 
 
 def halves(parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Splits weights followed by as many biases."""
     middle = len(parameters) // 2
     return parameters[:middle], parameters[middle:]
 
 
 def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weights, and then biases, as one of each."""
+    """Concatenates weights to one, and biases to one, in the given dtype."""
     weight, bias = (
         None if part[0] is None else (part[0] if len(part) == 1 else torch.cat(part)).to(dtype)
         for part in halves(parameters)
@@ -111,67 +127,76 @@ def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tup
     return weight, bias
 
 
+# --- packed weights for decoding ----------------------------------------------------------------------------------
+
+
 class PackedWeights:
-    """Weights in the order in which oneDNN reads them for a few rows; they stand beside the plain ones, as long as they
-    are used. In bfloat16 one to 16 rows read them 1.3 to 1.9 times as fast, 64 rows 1.2 times (benchmarks/RESULTS.md).
+    """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones.
+
+    The speedup over plain weights is 1.3 to 1.9 at one to 16 rows, 1.2 at 64 rows (RESULTS.md, decoding).
     """
 
     ROWS = 64
-    BYTES = 2 * 2**30  # what they may take in all
-    WORTH = 24  # readings that pay for the packing
+    BYTES = 2 * 2**30  # limit on all packed weights together
+    MIN_CALLS = 24  # calls of a layer that pay for packing it
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
-        self.sources: list[Sequence[torch.Tensor | None]] = []  # held, so that no other tensor gets their identity
+        self.packed: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self.sources: list[Sequence[torch.Tensor | None]] = []  # references, so that no other tensor gets the same id
         self.bytes = 0
 
-    def of(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Weights, and then as many biases, as one of each; None where there is no room."""
+    def get(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Returns weights followed by as many biases as one packed weight and one bias, or None beyond the limit."""
         key = tuple(map(id, parameters))
-        if key not in self.kept and self.bytes < self.BYTES:
+        if key not in self.packed and self.bytes < self.BYTES:
             weight, bias = joined(parameters, torch.bfloat16)
-            self.kept[key] = torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
+            self.packed[key] = pack_weight(weight), bias
             self.sources.append(parameters)
             self.bytes += weight.nbytes
-        return self.kept.get(key)
+        return self.packed.get(key)
 
 
-# Those of the generate() that runs.
+# The packed weights of the running generate().
 PACKED: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=None)
 
 
-def reads_packed(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Few rows in bfloat16, while generate() runs."""
+def reads_packed(states: torch.Tensor) -> bool:
+    """True for a few rows in bfloat16 inside a generate() that packs weights."""
     if torch.compiler.is_compiling() or PACKED.get() is None:
         return False
-    return states.dtype == weight.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
+    return states.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
 
 
-def project(states: torch.Tensor, dtype: torch.dtype, *parameters: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + b by oneDNN, in a precision that suits it: weights, and then as many biases, as in `OneDNNLinear`."""
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+def project(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
+    """Returns x W^T + b by oneDNN: weights followed by as many biases, as in `OneDNNLinear`."""
+    dtype = compute_dtype(states)
     if states.dtype != dtype:
         states = states.to(dtype)
     if torch.is_grad_enabled():
         return OneDNNLinear.apply(states, *parameters)
-    kept = PACKED.get().of(parameters) if reads_packed(states, parameters[0]) else None
-    weight, bias = kept or joined(parameters, dtype)
-    return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
+    packed = PACKED.get().get(parameters) if reads_packed(states) else None
+    return onednn_linear(states, *(packed or joined(parameters, dtype)))
 
 
 class Linear(nn.Linear):
     """x W^T + b.
 
-    On a CPU it takes oneDNN: in float32 1.1 to 2 times as fast as the BLAS that `F.linear` calls, from one row to a
-    thousand (benchmarks/RESULTS.md). A quantised weight has a product of its own.
+    On a CPU by oneDNN: in float32 a speedup of 1.1 to 2 over the BLAS that `F.linear` calls on AMD processors, from one
+    row to a thousand (RESULTS.md, linear layers). A quantized weight is multiplied by its own kernel.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         weight, bias = self.weight, self.bias
-        if (product := PRODUCTS.get(type(weight).__name__)) is not None:
-            return product(states, weight, bias)
-        if not suits_onednn(dtype := compute_dtype(states), states, weight, bias):
-            return nn.functional.linear(states, weight, bias)
-        return project(states, dtype, weight, bias)
+        match route_product(weight, bias, states):
+            case Route.ONEDNN:
+                return project(states, weight, bias)
+            case Route.QUANTIZED:
+                return multiply(states, weight, bias)
+            case _:
+                return nn.functional.linear(states, weight, bias)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -179,21 +204,14 @@ class Linear(nn.Linear):
 
 
 def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:
-    """What each of several layers makes of the same states; in one product where one weight for all is at hand or
-    worth making: for gradients, and packed."""
-    if all(map(is_bare, layers)) and (torch.is_grad_enabled() or reads_packed(states, layers[0].weight)):
+    """Returns the outputs of several linear layers for the same states.
+
+    One product computes them all where the concatenated weight pays for itself: where gradients are recorded, and with
+    packed weights.
+    """
+    pays = torch.is_grad_enabled() or reads_packed(states)
+    if pays and all(route(layer, states) is Route.ONEDNN for layer in layers):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        alike = len({bias is None for bias in biases}) == 1
-        if alike and suits_onednn(dtype := compute_dtype(states), states, *weights, *biases):
-            return project(states, dtype, *weights, *biases).split([len(weight) for weight in weights], dim=-1)
+        if len({bias is None for bias in biases}) == 1:
+            return project(states, *weights, *biases).split([len(weight) for weight in weights], dim=-1)
     return [layer(states) for layer in layers]
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
-    """A linear layer, or one of just these types, that nothing is wrapped round: a call does what the type does."""
-    attributes = vars(layer)
-    wrapped = "forward" in attributes or any(attributes[hooks] for hooks in HOOKS)
-    return type(layer) in (types or (Linear, nn.Linear)) and not wrapped

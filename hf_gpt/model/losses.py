@@ -1,4 +1,4 @@
-"""Losses: that of a language model without its logits, and what transformers' own loss functions leave out."""
+"""The loss of a language model, computed without holding the logits of all tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,48 +8,34 @@ from torch import distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .linear import compute_dtype, is_bare, is_plain, matmul
+from .backends import matmul
+from .linear import Route, compute_dtype, route
 from .positions import check_indices
+from .targets import IGNORED, Targets
 
-IGNORED = -100
-
-# Logits that exist at once. A CPU's allocator uses memory again below 32 MiB, and maps it anew above.
+# Bytes of logits that are computed at once. The allocator of a CPU reuses memory below 32 MiB and maps it anew above.
 CHUNK_BYTES = {"cpu": 28 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
-# Rows of them that become gradients at once, so that they stay in the processor's cache.
+# Rows of logits that a CPU turns into gradients at once, so that they stay in its cache. An accelerator takes all rows:
+# there each call is a kernel launch.
 CACHED_ROWS = 16
-# Into how many chunks a head goes that other processes wait for at each call, or that is compiled.
-PIECES = 8
-# Rows of the weight's gradient that are added to at once, where that is not done by the product itself.
+# Number of chunks where the head is compiled, or where each call of it synchronizes processes.
+COMPILED_CHUNKS = 8
+# Rows of the weight gradient that a CPU adds to at once, where the product cannot accumulate by itself.
 ADDED_ROWS = 1024
 
 
-def per_item(
-    mean_loss: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-) -> torch.Tensor:
-    """Turn the mean over the targets of one micro-batch into their share of the mean over a whole batch.
-
-    Under gradient accumulation the Trainer hands every forward pass the number of targets in the whole batch, and adds
-    up what comes back.
-
-    Args:
-        mean_loss: scalar, the mean over the entries of `targets` that are not -100.
-        num_items_in_batch: the number of such entries in the whole batch; None where this is the whole batch.
+class LossTerms(NamedTuple):
+    """The terms of the loss of one token: the cross-entropy, with labels smoothed towards the uniform distribution
+    (Szegedy et al. 2016, section 7), and the z-loss, the squared logarithm of the partition function (PaLM, section 5).
     """
-    if num_items_in_batch is None:
-        return mean_loss
-    return mean_loss * targets.ne(IGNORED).sum() / num_items_in_batch
-
-
-class Terms(NamedTuple):
-    """What is added up for each token: the cross-entropy, with labels smoothed towards the uniform distribution
-    (Szegedy et al. 2016, section 7), and the square of the logarithm of the partition function (PaLM, section 5)."""
 
     label_smoothing: float = 0.0
     z_loss_coef: float = 0.0
 
-    def of(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Their sum, a scalar, for logits of (N, vocabulary), in float32 at least, and targets of (N,)."""
+    def sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the sum over all tokens, a scalar, for logits of (N, vocab_size), in float32 at least, and targets of
+        (N,), in which `IGNORED` does not count."""
         loss = nn.functional.cross_entropy(
             logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
         )
@@ -58,7 +44,7 @@ class Terms(NamedTuple):
         return loss
 
     def with_gradient(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same where no target is ignored, and its gradient by the logits."""
+        """Returns the same sum and its gradient with respect to the logits, where no target is `IGNORED`."""
         targets, size = targets[:, None], logits.shape[1]
         gradient = logits.softmax(dim=1)
         # The largest probability is 1 / sum(exp(z - max z)).
@@ -74,9 +60,34 @@ class Terms(NamedTuple):
         return loss, gradient
 
 
+def replace_by_gradient(
+    buffer: torch.Tensor, targets: torch.Tensor, divisor: torch.Tensor, terms: LossTerms
+) -> torch.Tensor:
+    """Replaces logits in place by the gradient of their loss over the divisor.
+
+    Args:
+        buffer: (rows, vocab_size), logits before and gradients after.
+        targets: (rows,), each in [0, vocab_size).
+
+    Returns:
+        The sum of the terms, a scalar in float32 at least.
+    """
+    precise = torch.promote_types(buffer.dtype, torch.float32)
+    loss = buffer.new_zeros((), dtype=precise)
+    rows = CACHED_ROWS if buffer.is_cpu else len(buffer)
+    for some, some_targets in zip(buffer.split(rows), targets.split(rows), strict=True):
+        part, gradient = terms.with_gradient(some.to(precise), some_targets)
+        loss += part
+        some.copy_(gradient.div_(divisor))
+    return loss
+
+
 class LinearCrossEntropy(torch.autograd.Function):
-    """The sum of `terms` over a divisor, for logits x W^T + b that exist chunk by chunk, forward and backward at once:
-    gradients are made while a chunk is there, so that nothing is multiplied twice."""
+    """The sum of `terms` over a divisor for logits x W^T + b.
+
+    Forward computes the logits chunk by chunk and the gradients with them, so that no product is computed twice and
+    backward only scales what forward has saved.
+    """
 
     @staticmethod
     def forward(
@@ -86,117 +97,100 @@ class LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         divisor: torch.Tensor,
-        terms: Terms,
+        terms: LossTerms,
     ) -> torch.Tensor:
-        """States, (N, D), in the precision of the products; weight, (vocabulary, D); bias, (vocabulary,); targets,
-        (N,), each in [0, vocabulary)."""
-        of_states, of_weight, of_bias = ctx.needs_input_grad[:3]
+        """States, (N, D), in the dtype of the products; weight, (vocab_size, D); bias, (vocab_size,); targets, (N,),
+        each in [0, vocab_size)."""
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         columns, offset = weight.to(states.dtype).t(), None if bias is None else bias.to(states.dtype)
         precise = torch.promote_types(states.dtype, torch.float32)
         loss = states.new_zeros((), dtype=precise)
-        to_states = torch.empty_like(states) if of_states else None
-        to_weight = torch.empty_like(weight, dtype=precise) if of_weight else None
-        to_bias = torch.zeros_like(bias, dtype=precise) if of_bias else None
+        to_states = torch.empty_like(states) if needs_states else None
+        to_weight = torch.empty_like(weight, dtype=precise) if needs_weight else None
+        to_bias = torch.zeros_like(bias, dtype=precise) if needs_bias else None
         rows = chunk_rows(states, len(weight))
-        if of_weight and not len(states):
+        if needs_weight and not len(states):
             to_weight.zero_()
         for start in range(0, len(states), rows):
             chunk = states[start : start + rows]
-            logits = matmul(chunk, columns, offset)  # (rows, vocabulary)
-            some_targets = targets[start : start + rows].split(CACHED_ROWS)
-            for some, target in zip(logits.split(CACHED_ROWS), some_targets, strict=True):
-                part, gradient = terms.with_gradient(some.to(precise), target)
-                loss += part
-                some.copy_(gradient.div_(divisor))
-            if of_states:
-                to_states[start : start + rows] = matmul(logits, columns.t())
-            if of_weight:
-                add_product(to_weight, logits.t(), chunk, first=start == 0)
-            if of_bias:
-                to_bias += logits.sum(dim=0, dtype=precise)
-        kept = zip((to_states, to_weight, to_bias), (states, weight, bias), strict=True)
-        ctx.save_for_backward(*(None if each is None else each.to(like.dtype) for each, like in kept))
+            to_logits = matmul(chunk, columns, offset)  # (rows, vocab_size), logits until the next line
+            loss += replace_by_gradient(to_logits, targets[start : start + rows], divisor, terms)
+            if needs_states:
+                to_states[start : start + rows] = matmul(to_logits, columns.t())
+            if needs_weight:
+                add_product(to_weight, to_logits.t(), chunk, is_first=start == 0)
+            if needs_bias:
+                to_bias += to_logits.sum(dim=0, dtype=precise)
+        gradients = zip((to_states, to_weight, to_bias), (states, weight, bias), strict=True)
+        ctx.save_for_backward(*(None if each is None else each.to(like.dtype) for each, like in gradients))
         return loss / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept = ctx.saved_tensors
+        gradients = ctx.saved_tensors
         if gradient.device.type != "cpu" or gradient.item() != 1:
-            kept = [None if each is None else each * gradient.to(each.dtype) for each in kept]
-        return *kept, None, None, None
+            gradients = [None if each is None else each * gradient.to(each.dtype) for each in gradients]
+        return *gradients, None, None, None
 
 
 def chunk_rows(states: torch.Tensor, vocab_size: int) -> int:
-    """How many rows of logits to make at once: about as many in every chunk."""
+    """Returns how many rows of logits to compute at once, so that all chunks have about the same size."""
     most = CHUNK_BYTES.get(states.device.type, CHUNK_BYTES_ELSEWHERE) // (vocab_size * states.element_size())
     chunks = max(1, -(-len(states) // max(1, most)))
     return max(1, -(-len(states) // chunks))
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
-    """Add left x right to `total`, whose values do not count the first time."""
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
+    """Adds left x right to `total`, or overwrites it with the first product."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right, beta=0 if first else 1)
+        total.addmm_(left, right, beta=0 if is_first else 1)
         return
-    for start in range(0, len(total), ADDED_ROWS):
-        part, product = total[start : start + ADDED_ROWS], left[start : start + ADDED_ROWS] @ right
-        part.copy_(product) if first else part.add_(product)
+    rows = ADDED_ROWS if total.is_cpu else len(total)
+    for some, some_left in zip(total.split(rows), left.split(rows), strict=True):
+        product = some_left @ right
+        some.copy_(product) if is_first else some.add_(product)
 
 
 def language_model_loss(
     head: Callable[[torch.Tensor], torch.Tensor],
     hidden_states: torch.Tensor,
-    labels: torch.Tensor,
+    targets: Targets,
+    terms: LossTerms,
     *,
-    terms: Terms,
     vocab_size: int,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    shift_labels: torch.Tensor | None = None,
-    ignore_index: int = IGNORED,
     tied_weight: torch.Tensor | None = None,
-    **_: Any,
 ) -> torch.Tensor:
-    """The loss of predicting each next token, from what enters the output layer; the logits of all tokens never exist
-    at once.
+    """Returns the loss of predicting each next token from the input of the output layer, a scalar.
 
-    A plain linear head makes its gradients chunk by chunk; any other module, and any head inside a compiled graph, is
-    called once more for each chunk in the backward pass.
+    The logits of all tokens never exist at once. A plain linear head computes its gradients chunk by chunk in forward;
+    any other head, and any head inside a compiled graph, is called again for each chunk in backward.
 
     Args:
         head: the output layer, (..., D) to (..., vocab_size).
         hidden_states: (B, T, D).
-        labels: (B, T); the label at t + 1 is the target at t.
-        num_items_in_batch: divisor of the sum; by default the number of targets.
-        shift_labels: (B, T), targets that stand where they are predicted; instead of `labels`.
-        ignore_index: what is no target. Without any target the mean is NaN, as in PyTorch.
-        tied_weight: the weight of the head as `look_up_tied` gives it.
+        targets: B x T targets. Without any the mean is NaN, as in PyTorch.
+        tied_weight: the weight of the head as `look_up_tied` returns it.
 
     Raises:
-        ValueError: a label outside the vocabulary (on the CPU; an accelerator asserts).
+        ValueError: a label outside the vocabulary (on a CPU; an accelerator asserts).
     """
-    targets = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
-    targets = targets.to(hidden_states.device).flatten()
-    targets = targets.masked_fill(targets == ignore_index, IGNORED)
     states = hidden_states.flatten(0, -2)  # (N, D)
-    counted = targets != IGNORED
-    divisor = counted.sum() if num_items_in_batch is None else num_items_in_batch
-    divisor = torch.as_tensor(divisor, device=states.device)
     if not torch.compiler.is_compiling():
-        check_indices("labels", targets[counted], "vocab_size", vocab_size)
-    if isinstance(head, nn.Module) and is_bare(head) and is_plain(states, head.weight, head.bias):
-        kept = counted.nonzero()[:, 0]
-        states = states.index_select(0, kept).to(compute_dtype(states))
+        check_indices("labels", targets.ids[targets.is_target], "vocab_size", vocab_size)
+    if isinstance(head, nn.Module) and route(head, states) in (Route.PLAIN, Route.ONEDNN):
+        predicting = targets.is_target.nonzero()[:, 0]
+        states = states.index_select(0, predicting).to(compute_dtype(states))
         weight = head.weight if tied_weight is None else tied_weight
-        return LinearCrossEntropy.apply(states, weight, head.bias, targets[kept], divisor, terms)
+        return LinearCrossEntropy.apply(states, weight, head.bias, targets.ids[predicting], targets.divisor, terms)
 
-    def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def sum_of_chunk(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = head(states)
-        return terms.of(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+        return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
 
-    rows = -(-len(states) // PIECES)
+    rows = max(1, -(-len(states) // COMPILED_CHUNKS))
     if not (torch.compiler.is_compiling() or (distributed.is_available() and distributed.is_initialized())):
         rows = chunk_rows(states, vocab_size)
-    pieces = zip(states.split(max(1, rows)), targets.split(max(1, rows)), strict=True)
-    loss = sum(checkpoint(loss_of, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces)
-    return loss / divisor
+    chunks = zip(states.split(rows), targets.ids.split(rows), strict=True)
+    loss = sum(checkpoint(sum_of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks)
+    return loss / targets.divisor

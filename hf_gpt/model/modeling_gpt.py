@@ -4,20 +4,18 @@
               -> N x block:  x + attention(norm(x)),  x + feed_forward(norm(x))
               -> norm -> project_out -> lm_head, or the output layer of a task head
 
-Every choice that makes GPT-1, GPT-2, GPT-NeoX, OPT or gpt-oss of it is named by a field of `GPTConfig` and taken when
-the model is built: forward passes do not ask.
+`GPTConfig` names each choice that makes this GPT-1, GPT-2, GPT-NeoX, OPT or gpt-oss. The choices are made when the
+model is built: a forward pass has no branch that depends on the configuration.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -29,38 +27,36 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
-from .balancing import Balance, measure_balance, weighted_losses
-from .caches import expect_tokens, shape_cache
-from .configuration_gpt import OWN_PATTERNS, GPTConfig
-from .embedding import Embedding, look_up_tied, worth_tying
+from .balancing import BalancedDecoder
+from .caches import prepare_cache
+from .checkpoints import CheckpointLoading
+from .configuration_gpt import GPTConfig
+from .embedding import Embedding, look_up_tied, suits_tied_lookup
 from .experts import Experts
-from .linear import PACKED, Linear, PackedWeights
-from .losses import Terms, language_model_loss, per_item
+from .generation import GPTGenerationMixin
+from .implementations import ImplementationChoice
+from .linear import Linear
+from .losses import LossTerms, language_model_loss
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
-from .positions import build_positions, change_over, check_indices, keep
-
-logger = logging.get_logger(__name__)
-
-# Prompts that are twice as long are read in parts: what a layer needs for a moment stays small.
-PREFILL_CHUNK = 4096
-
-NEEDS_TORCHAO = "quantised weights need torchao: pip install 'hf_gpt[quant]'"
+from .positions import build_positions, check_indices, identity
+from .targets import Targets, next_token_targets
+from .token_layout import TokenLayout, padding_mask
 
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A dropout of 0 is no layer at all."""
-    return nn.Dropout(probability) if probability else keep
+    """Returns a dropout layer, or the identity for a probability of 0."""
+    return nn.Dropout(probability) if probability else identity
 
 
 class GPTBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward round the residual stream; the subclasses are the orders of the lineage."""
+    """Attention and feed-forward around the residual stream. The subclasses are the orders of the lineage."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -115,7 +111,7 @@ class SharedNormBlock(GPTBlock):
 
 
 def block_class(config: GPTConfig) -> type[GPTBlock]:
-    """The order of residual sums and norms that the configuration names."""
+    """Returns the block with the order of norms and residual sums that the configuration names."""
     if config.norm_position == "post":
         return PostNormBlock
     if config.parallel_residual:
@@ -123,18 +119,14 @@ def block_class(config: GPTConfig) -> type[GPTBlock]:
     return PreNormBlock
 
 
-class GPTPreTrainedModel(PreTrainedModel):
-    """What all models here share: what transformers may do with them, their initial weights, how they are saved."""
+class GPTPreTrainedModel(CheckpointLoading, ImplementationChoice, PreTrainedModel):
+    """The base class of all models here: their initial weights, and what transformers may do with them."""
 
     config_class = GPTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock", "SharedNormBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": GPTBlock,
         "attentions": GPTAttention,
@@ -142,46 +134,23 @@ class GPTPreTrainedModel(PreTrainedModel):
         "router_indices": OutputRecorder(TopKRouter, index=2),
     }
 
-    # In the manner of `@use_experts_implementation`; transformers asks the class, before there is a configuration.
-    has_built_experts = False
-
     def __init__(self, config: GPTConfig) -> None:
-        config.validate()  # it may have been changed since it was made
-        if config.num_local_experts is not None:
-            GPTPreTrainedModel.has_built_experts = True
+        config.validate()  # its fields may have been changed
         super().__init__(config)
         if config.router_bias_update_rate is not None:
             self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return GPTPreTrainedModel.has_built_experts
-
-    @property
-    def _supports_flash_attn(self) -> bool:
-        return not self.config.attention_sinks and not set(OWN_PATTERNS) & set(self.config.attention_patterns)
-
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """Choose the attention implementation, as in the base class; none that would leave something out in silence."""
-        refuse_implementation(self.config, attn_implementation or "")
-        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """Choose the experts implementation, as in the base class. On a CPU ours is the fastest."""
-        if requested_experts is None and not torch.accelerator.is_available():
-            return "eager"
-        return super().get_correct_experts_implementation(requested_experts)
-
-    def _grouped_mm_can_dispatch(self) -> bool:
-        for name in ("hidden_size", "moe_intermediate_size"):
-            if (getattr(self.config, name) or 0) % 8:
-                raise ValueError(f"{name}={getattr(self.config, name)}: grouped_mm expects multiples of 8")
-        return super()._grouped_mm_can_dispatch()
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights and zero biases; N = 2 x layers projections into the residual stream scaled by 1 / sqrt(N), so
-        that their sum keeps the variance of one (GPT-2, section 2.3)."""
+        """Initializes the parameters of one module.
+
+            linear layers, embeddings, routers, sinks      normal, std = initializer_range
+            o_proj, down_proj (into the residual stream)   normal, std / sqrt(2 x layers) (GPT-2, section 2.3)
+            norms                                          1
+            all biases, counts of the routers              0
+
+        The second line keeps the variance of the residual stream, a sum of 2 x layers outputs, independent of depth.
+        """
         super()._init_weights(module)
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -203,79 +172,11 @@ class GPTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.e_score_correction_bias)
             init.zeros_(module.tokens_per_expert)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load a checkpoint, as in the base class.
-
-        Raises:
-            OSError: a weight file is missing or truncated.
-            ValueError: the checkpoint is another architecture's; or it is quantised, and `quantization_config` asks
-                for that once more.
-            ImportError: the checkpoint is quantised by torchao, which is not installed.
-        """
-        if kwargs.get("config") is not None and (Path(pretrained_model_name_or_path or "") / "config.json").is_file():
-            cls.config_class.get_config_dict(pretrained_model_name_or_path)  # refuses another architecture's weights
-        if kwargs.get("quantization_config") is not None:
-            refuse_quantized(kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path))
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except ModuleNotFoundError as error:
-            raise ImportError(NEEDS_TORCHAO) if (error.name or "").startswith("torchao") else error from None
-        except SafetensorError as error:
-            raise OSError(f"{broken_weights(pretrained_model_name_or_path)} is truncated or damaged: {error}") from None
-
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """Save weights, configuration and this code, so that every Auto class loads the folder without hf_gpt installed
+        """Save weights, configuration and this code, so that each Auto class loads the folder without hf_gpt installed
         (`trust_remote_code=True`)."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        self._keys_to_ignore_on_save = tied_parts(self)
-        if getattr(self, "hf_quantizer", None) is not None:
-            kwargs["save_original_format"] = False  # transformers cannot turn what it has loaded back into it
         super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def refuse_implementation(config: GPTConfig, implementation: str) -> None:
-    """Raise a ValueError for an attention implementation that does not know what the model is made of."""
-    sparse = [pattern for pattern in OWN_PATTERNS if pattern in config.attention_patterns]
-    if sparse and ("flash" in implementation or "paged" in implementation):
-        raise ValueError(
-            f"attn_implementation={implementation!r} knows no {' or '.join(sparse)} layers (attention_patterns): "
-            "choose sdpa, eager or flex_attention"
-        )
-    if config.attention_sinks and ("flash" in implementation or implementation == "paged|sdpa"):
-        raise ValueError(
-            f"attn_implementation={implementation!r} would leave out the attention sinks (attention_sinks): choose "
-            "sdpa, eager or, on an accelerator, flex_attention"
-        )
-
-
-def refuse_quantized(config: GPTConfig) -> None:
-    """Raise a ValueError if the weights are quantised."""
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError("the model is quantised already (quantization_config): expected the one that it was made of")
-
-
-def tied_parts(model: PreTrainedModel) -> list[str]:
-    """The tensors that quantised, tied weights would be saved in once more. (torchao copies them; other tied weights
-    transformers recognises by their memory.)"""
-    parts = []
-    for tied, source in model.all_tied_weights_keys.items():
-        module, _, name = tied.rpartition(".")
-        weight = model.get_parameter(source)
-        if hasattr(weight, "__tensor_flatten__"):
-            parts += [f"{module}._{name}_{part}" for part in weight.__tensor_flatten__()[0]]
-    return parts
-
-
-def broken_weights(checkpoint: str | Path) -> str:
-    """The first weight file of a local folder that cannot be opened; otherwise the name of the checkpoint."""
-    for path in sorted(Path(checkpoint).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError:
-            return str(path)
-    return str(checkpoint)
 
 
 class GPTModel(GPTPreTrainedModel):
@@ -284,15 +185,15 @@ class GPTModel(GPTPreTrainedModel):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         width, embedding = config.hidden_size, config.embedding_size
-        projected = width != embedding
-        self.embed_tokens = Embedding(config.vocab_size, embedding)  # no padding_idx: it would freeze a shared <eos>
-        self.project_in = Linear(embedding, width, bias=False) if projected else nn.Identity()
+        has_projection = width != embedding
+        self.embed_tokens = Embedding(config.vocab_size, embedding)  # no padding_idx: padding may be <eos>
+        self.project_in = Linear(embedding, width, bias=False) if has_projection else nn.Identity()
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
         block = block_class(config)
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, width) if config.final_norm else nn.Identity()
-        self.project_out = Linear(width, embedding, bias=False) if projected else nn.Identity()
+        self.project_out = Linear(width, embedding, bias=False) if has_projection else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -312,37 +213,39 @@ class GPTModel(GPTPreTrainedModel):
 
         Args:
             input_ids: (B, T), each in [0, vocab_size). Exactly one of this and `inputs_embeds`.
-            attention_mask: (B, past + T), 1 where there is a token, 0 where there is padding; on either side.
-            position_ids: (B, T). By default counted from the attention mask, so that padding does not move a token;
-                a restart within a row, without attention mask and cache, separates packed sequences.
-            past_key_values: keys and values of `past` earlier positions, extended in place.
+            attention_mask: (B, past + T), 1 for a token, 0 for padding, which may be anywhere; or a prepared mask,
+                (B, 1, T, keys), or a mapping of these by attention pattern.
+            position_ids: (B, T). By default counted from the attention mask, so that padding does not shift a token. A
+                restart within a row, without attention mask and cache, starts a packed sequence.
+            past_key_values: keys and values of `past` earlier slots, extended in place.
             inputs_embeds: (B, T, embedding_size), instead of `input_ids`.
-            use_cache: return `past_key_values`, made here if not given.
+            use_cache: return `past_key_values`, a new cache if none is passed.
 
         Returns:
-            `last_hidden_state` of (B, T, embedding_size), and what was asked for by `use_cache`,
-            `output_hidden_states`, `output_attentions` and `output_router_logits`.
+            `last_hidden_state` of (B, T, embedding_size), and what `use_cache`, `output_hidden_states`,
+            `output_attentions` and `output_router_logits` request.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`; no token at all; a token id outside the
-                vocabulary, or a position beyond the learned ones (on the CPU; an accelerator asserts).
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; no token; a token id outside the vocabulary,
+                or a position beyond the learned ones (on a CPU; an accelerator asserts); an attention mask that is
+                shorter than the tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if not given.numel():
-            raise ValueError(f"inputs of shape {tuple(given.shape)}: expected at least one token")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if not inputs.numel():
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)}: expected at least one token")
         if inputs_embeds is None:
             check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
-        # Before a cache is made: packed sequences are looked for only where there is none.
-        masks = create_attention_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
-        if position_ids is None:
-            position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
+
+        batch, length = inputs_embeds.shape[:2]
+        tokens = TokenLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
+        masks = create_attention_masks(self.config, inputs_embeds, tokens)
+        position_ids = tokens.position_ids
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        shape_cache(self.config, past_key_values)
-        expect_tokens(past_key_values, attention_mask, inputs_embeds.shape[1])
+        prepare_cache(self.config, past_key_values, tokens)
 
         hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)
@@ -362,75 +265,24 @@ class GPTModel(GPTPreTrainedModel):
 
     @property
     def routers(self) -> list[TopKRouter]:
-        """Those of the sparse layers, in their order."""
+        """The routers of the sparse layers, in order."""
         blocks = zip(self.blocks_to_run(), self.config.mlp_layer_types, strict=False)
         return [block.mlp.router for block, kind in blocks if kind == "sparse"]
 
     def blocks_to_run(self) -> Iterable[GPTBlock]:
-        """All blocks, or what layerdrop leaves of them in training."""
-        blocks = self.layers[: self.config.num_hidden_layers]  # generate() may lower it, to draft with the first layers
+        """Returns all blocks, or in training those that layerdrop does not skip."""
+        blocks = self.layers[: self.config.num_hidden_layers]  # generate() lowers it to draft with the first layers
         if not (self.training and self.config.layerdrop):
             return blocks
         return [block for block in blocks if torch.rand(()).item() >= self.config.layerdrop]
 
 
-def count_positions(
-    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
-) -> torch.LongTensor:
-    """Positions of the T new tokens: how many tokens, padding not counted, precede each. (B, T) or (1, T)."""
-    length = inputs_embeds.shape[1]
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-    past = past_key_values.get_seq_length() if past_key_values is not None else 0
-    return (torch.arange(length, device=inputs_embeds.device) + past)[None]
-
-
-class GPTHeadModel(GPTPreTrainedModel):
-    """A decoder under a head; in training the head sees to it that the experts are used evenly."""
-
-    def run_decoder(
-        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, **kwargs
-    ) -> tuple[MoeModelOutputWithPast, Balance | None]:
-        """What `GPTModel` returns, and how evenly its experts were used: in training, or where `output_router_logits`
-        asks for it."""
-        asked = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
-        learns = self.training and torch.is_grad_enabled()
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
-        if "sparse" not in self.config.mlp_layer_types or not (learns or asked):
-            return self.model(**inputs, output_router_logits=False), None
-        outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
-        if not outputs.router_logits:  # generate() drafts with the first layers
-            return outputs, None
-        routed = (outputs.router_logits, outputs.router_indices, attention_mask)
-        balance = measure_balance(*routed, self.config, over_processes=learns)
-        if learns and self.config.router_bias_update_rate:
-            for router, load in zip(self.model.routers, balance.tokens_per_expert, strict=True):
-                if router.weight.requires_grad:
-                    router.tokens_per_expert.add_(load)
-        if learns and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
-            logger.warning_once("reentrant gradient checkpointing cuts the routers off from their balancing losses")
-        if not asked:
-            outputs.router_logits = None
-        return outputs, balance
-
-    def add_balance(
-        self,
-        loss: torch.Tensor,
-        balance: Balance | None,
-        targets: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """A loss with the balancing losses, each by its coefficient, for this micro-batch's share of a batch."""
-        if balance is None:
-            return loss
-        return loss + per_item(weighted_losses(balance, self.config), targets, num_items_in_batch)
-
-
 @dataclass
 class GPTCausalLMOutput(MoeCausalLMOutputWithPast):
-    """Of a mixture of experts also, in training: what the loss is made of, and how evenly its experts are used.
+    """The output of `GPTForCausalLM`; the fields below are those of a mixture of experts.
 
-    `aux_loss` and `z_loss` are without their coefficients; `tokens_per_expert` is (sparse layers, experts).
+    `lm_loss`, `aux_loss` and `z_loss` are scalars without coefficients, `tokens_per_expert` is (sparse layers,
+    experts).
     """
 
     lm_loss: torch.Tensor | None = None
@@ -438,7 +290,7 @@ class GPTCausalLMOutput(MoeCausalLMOutputWithPast):
     tokens_per_expert: torch.Tensor | None = None
 
 
-class GPTForCausalLM(GPTHeadModel, GenerationMixin):
+class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
     """The decoder as a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -446,58 +298,11 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
-    # generate() makes the masks of static caches itself: by the model's patterns, not by the layer types alone
-    create_masks_for_generate = staticmethod(create_attention_masks)
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
         self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
-        self.change_over = change_over(config)
         self.post_init()
-
-    @wraps(GenerationMixin.generate)
-    def generate(self, *args, **kwargs):
-        """Continue token ids, as in transformers. Long prompts are read in parts, and bfloat16 weights packed."""
-        token = PACKED.set(None)
-        try:
-            return super().generate(*args, **kwargs)
-        finally:
-            PACKED.reset(token)  # with what was packed for it
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        mask = model_kwargs.get("attention_mask")
-        prompt = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
-        if generation_config.max_length - prompt >= PackedWeights.WORTH:
-            PACKED.set(PackedWeights())
-        if prompt >= 2 * PREFILL_CHUNK and self.reads_in_chunks(generation_config, model_kwargs):
-            generation_config.prefill_chunk_size = PREFILL_CHUNK
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        shape_cache(self.config, cache)
-        if generation_config.is_assistant and cache is not None:
-            cache.activate_past_recording()  # once more: the layers may be new
-
-    def reads_in_chunks(self, generation_config, model_kwargs) -> bool:
-        """Whether generate() may read a long prompt in parts: where it has a cache and token ids, and nobody has chosen
-        otherwise; nor do rotary positions depend on how much is read at once."""
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        ids = generation_config.use_cache and model_kwargs.get("inputs_embeds") is None
-        chosen = generation_config.is_assistant or generation_config.prefill_chunk_size is not None
-        return ids and not chosen and rope.get("rope_type") not in ("dynamic", "longrope")
-
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks for its arguments
-    def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):
-        # Where longrope changes over to its long factors, the keys in the cache are rotated by the short ones.
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if 0 < past <= self.change_over < input_ids.shape[1]:
-            past_key_values = kwargs["next_sequence_length"] = None  # all over again
-        return super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
-
-    def init_continuous_batching(self, *args, **kwargs):
-        """Start continuous batching (`generate_batch`), as in transformers."""
-        refuse_implementation(self.config, "paged|" + self.config._attn_implementation.removeprefix("paged|"))
-        return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -513,23 +318,27 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
         skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GPTCausalLMOutput:
-        """Predict the token after each one; the arguments are those of `GPTModel`, and:
+        """Predict the token after each one. The arguments are those of `GPTModel`, and:
 
         Args:
-            labels: (B, T), usually `input_ids`; -100 is ignored. Shifted here, so that position t predicts t + 1.
-                Without any that count, the mean is NaN, as in PyTorch.
-            logits_to_keep: make logits of the last so many positions only (0: of all), or of these indices.
-            skip_logits: make no logits, only the loss, whose memory then does not depend on the length. By default in
-                training with labels.
+            labels: (B, T), usually `input_ids`; -100 (or `ignore_index`) is ignored. Shifted here, so that position t
+                predicts the label at t + 1. If all are ignored, the mean is NaN, as in PyTorch.
+            logits_to_keep: compute the logits of this many last positions (0: of all), or of these indices.
+            skip_logits: return the loss without logits, in memory that does not depend on the length. The default is
+                True in training with labels.
 
         Returns:
-            `logits` of (B, kept positions, vocab_size), and `loss`, the mean cross-entropy in nats, with labels. Of a
-            mixture of experts also `lm_loss`, `aux_loss` and `z_loss`, whose weighted sum `loss` is, and
-            `tokens_per_expert`: in training, or where `output_router_logits` asks for it.
+            `logits` of (B, kept positions, vocab_size), and with labels `loss`, the mean cross-entropy in nats. For a
+            mixture of experts, in training or if `output_router_logits` requests it, also `lm_loss`, `aux_loss` and
+            `z_loss`, whose weighted sum is `loss`, and `tokens_per_expert`.
+
+        Raises:
+            ValueError: as `GPTModel`; a label outside the vocabulary (on a CPU); `skip_logits=True` without labels.
         """
-        skip_logits, tied_weight = self.skips_logits(skip_logits, labels), None
-        if skip_logits and inputs_embeds is None and worth_tying(self.model.embed_tokens, self.lm_head, input_ids):
-            inputs_embeds, tied_weight = look_up_tied(self.lm_head.weight, input_ids)
+        skip_logits, tied_weight = self.resolve_skip_logits(skip_logits, labels), None
+        embedding, head = self.model.embed_tokens, self.lm_head
+        if skip_logits and inputs_embeds is None and suits_tied_lookup(embedding, head, input_ids):
+            inputs_embeds, tied_weight = look_up_tied(head.weight, input_ids)
             input_ids = None
         outputs, balance = self.run_decoder(
             input_ids,
@@ -545,10 +354,13 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
-            lm_loss = self.compute_loss(hidden_states, logits, labels, tied_weight=tied_weight, **kwargs)
-            targets = labels[..., 1:] if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
-            loss = self.add_balance(lm_loss, balance, targets, kwargs.get("num_items_in_batch"))
-        outputs = GPTCausalLMOutput(
+            targets = next_token_targets(labels, hidden_states.device, **kwargs)
+            if hasattr(self, "_loss_function"):
+                lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            else:
+                lm_loss = self.compute_loss(hidden_states, logits, targets, tied_weight)
+            loss = self.add_balance(lm_loss, balance, targets)
+        result = GPTCausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -556,75 +368,117 @@ class GPTForCausalLM(GPTHeadModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
-        if balance is not None:
-            outputs.lm_loss = lm_loss
-            outputs.tokens_per_expert, outputs.aux_loss, outputs.z_loss = balance
-        return outputs
+        if balance is not None:  # behind the other fields, so that their indices are those of a dense model
+            result.lm_loss = lm_loss
+            result.tokens_per_expert, result.aux_loss, result.z_loss = balance
+        return result
 
-    def skips_logits(self, asked: bool | None, labels: torch.Tensor | None) -> bool:
-        """Whether only the loss is to be made: as asked, or else in training. A loss function of the user's own
-        (`model.loss_function = ...`) needs the logits."""
-        if asked is not None and asked and labels is None:
-            raise ValueError("skip_logits=True without labels: there would be nothing to return")
+    def resolve_skip_logits(self, skip_logits: bool | None, labels: torch.Tensor | None) -> bool:
+        """Returns whether to compute the loss without logits. A loss function that the user has set
+        (`model.loss_function = ...`) needs logits."""
+        if skip_logits and labels is None:
+            raise ValueError("skip_logits=True without labels: expected labels, or there is nothing to return")
         if hasattr(self, "_loss_function") or labels is None:
             return False
-        return self.training if asked is None else asked
+        return self.training if skip_logits is None else skip_logits
 
     def compute_loss(
         self,
         hidden_states: torch.Tensor,
         logits: torch.Tensor | None,
-        labels: torch.Tensor,
+        targets: Targets,
         tied_weight: torch.Tensor | None,
-        **kwargs,
     ) -> torch.Tensor:
-        """The loss of the language model, from the logits if they are there."""
-        if hasattr(self, "_loss_function"):
-            return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        terms = Terms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else Terms()
-        whole = logits is not None and logits.shape[1] == hidden_states.shape[1]
-        head, states = (keep, logits) if whole else (self.lm_head, hidden_states)
-        vocab_size = self.config.vocab_size
+        """Returns the loss of the language model, a scalar, from logits of all positions if these exist."""
+        terms = LossTerms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else LossTerms()
+        has_all_logits = logits is not None and logits.shape[1] == hidden_states.shape[1]
+        head, states = (identity, logits) if has_all_logits else (self.lm_head, hidden_states)
         return language_model_loss(
-            head, states, labels, terms=terms, vocab_size=vocab_size, tied_weight=tied_weight, **kwargs
+            head, states, targets, terms, vocab_size=self.config.vocab_size, tied_weight=tied_weight
         )
 
 
-class GPTTaskModel(GPTHeadModel):
-    """The decoder under a linear output layer, `score`."""
+class Prediction(NamedTuple):
+    """What a task head computes."""
 
-    def __init__(self, config: GPTConfig, outputs: int) -> None:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    decoder: MoeModelOutputWithPast
+
+    def as_fields(self, *names: str) -> dict[str, Any]:
+        """Returns the fields that the outputs of all heads have, and further ones of the decoder's output."""
+        names = ("hidden_states", "attentions", *names)
+        return {"loss": self.loss, "logits": self.logits} | {name: getattr(self.decoder, name) for name in names}
+
+
+class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
+    """The decoder with a linear output layer, `score`, on each token or on the last one of each row."""
+
+    pools = False
+    """Whether the last token of each row is scored, instead of all."""
+
+    def __init__(self, config: GPTConfig, num_outputs: int | None = None) -> None:
         super().__init__(config)
+        self.num_labels = config.num_labels
         self.model = GPTModel(config)
         self.dropout = build_dropout(config.classifier_dropout)
-        self.score = Linear(config.embedding_size, outputs)
+        self.score = Linear(config.embedding_size, num_outputs or config.num_labels)
         self.post_init()
+
+    def mean_loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
+        """Returns the mean loss of the scores, a scalar."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        labels: Any,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        *,
+        use_cache: bool | None = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> Prediction:
+        """Runs the decoder and the output layer, and with labels computes the loss."""
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
+        outputs, balance = self.run_decoder(input_ids, attention_mask, **inputs)
+        states = outputs.last_hidden_state
+        logits = self.score(self.dropout(self.pool(states, input_ids, attention_mask) if self.pools else states))
+        loss = None
+        if labels is not None:
+            targets = Targets(labels, num_items_in_batch)
+            loss = self.add_balance(targets.per_item(self.mean_loss(logits, labels)), balance, targets)
+        return Prediction(loss, logits, outputs)
 
     def pool(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """The state of each row's last token, which alone has seen all others. (B, T, D) to (B, D)."""
-        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
-            attention_mask = input_ids.ne(self.config.pad_token_id)
-        if attention_mask is None:
-            if hidden_states.shape[0] > 1:
-                raise ValueError(
-                    "several rows, but nothing that tells their padding: pass attention_mask, or set "
-                    "config.pad_token_id. (Where there is no padding, a mask of ones.)"
-                )
+        """Returns the state of each row's last token, which has seen all others. (B, T, D) to (B, D).
+
+        Raises:
+            ValueError: several rows, without an attention mask or a padding token.
+        """
+        mask = padding_mask(attention_mask)
+        if mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            mask = input_ids.ne(self.config.pad_token_id)
+        if mask is None and hidden_states.shape[0] > 1:
+            raise ValueError(
+                "attention_mask=None and pad_token_id=None for several rows: expected one of them, to find the last "
+                "token of each row (without padding, a mask of ones)"
+            )
+        if mask is None:
             return hidden_states[:, -1]
         slots = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        # (B,); padding may stand on either side
-        last = (slots * attention_mask[:, -len(slots) :].to(slots)).argmax(dim=-1)
+        last = (slots * mask[:, -len(slots) :].to(slots)).argmax(dim=-1)  # (B,), with padding on either side
         return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 
 class GPTForSequenceClassification(GPTTaskModel):
-    """One label, several labels or a number for each row, from its last token."""
+    """One class, several classes or a number for each row, from its last token."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config, outputs=config.num_labels)
-        self.num_labels = config.num_labels
+    pools = True
 
     @can_return_tuple
     def forward(
@@ -639,38 +493,18 @@ class GPTForSequenceClassification(GPTTaskModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
-        """`logits` of (B, num_labels). `labels` are classes, (B,); numbers, (B,) or (B, num_labels); or several labels
-        at once as zeros and ones, (B, num_labels): see `config.problem_type`."""
-        outputs, balance = self.run_decoder(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        pooled = self.pool(outputs.last_hidden_state, input_ids, attention_mask)
-        logits = self.score(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-            loss = self.add_balance(per_item(loss, labels, num_items_in_batch), balance, labels, num_items_in_batch)
-        return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        """`logits` of (B, num_labels). `labels` are, by `config.problem_type`, classes, (B,); numbers, (B,) or
+        (B, num_labels); or zeros and ones, (B, num_labels). Other arguments are those of `GPTModel`."""
+        kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache, "num_items_in_batch": num_items_in_batch}
+        prediction = self.predict(labels, input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        return SequenceClassifierOutputWithPast(**prediction.as_fields("past_key_values"))
+
+    def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
 
 class GPTForTokenClassification(GPTTaskModel):
-    """One label for each token."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config, outputs=config.num_labels)
-        self.num_labels = config.num_labels
+    """One class for each token."""
 
     @can_return_tuple
     def forward(
@@ -680,32 +514,22 @@ class GPTForTokenClassification(GPTTaskModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
-        """`logits` of (B, T, num_labels); `labels`, (B, T), -100 is ignored."""
-        outputs, balance = self.run_decoder(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **{"use_cache": False, **kwargs},
-        )
-        logits = self.score(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = per_item(self.loss_function(logits, labels, self.config), labels, num_items_in_batch)
-            loss = self.add_balance(loss, balance, labels, num_items_in_batch)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        """`logits` of (B, T, num_labels). `labels` are classes, (B, T); -100 is ignored. Other arguments are those of
+        `GPTModel`."""
+        prediction = self.predict(labels, input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        return TokenClassifierOutput(**prediction.as_fields())
+
+    def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(logits, labels, self.config)
 
 
 class GPTForQuestionAnswering(GPTTaskModel):
     """The span of the text that answers a question."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config, outputs=2)
+        super().__init__(config, num_outputs=2)
 
     @can_return_tuple
     def forward(
@@ -718,33 +542,26 @@ class GPTForQuestionAnswering(GPTTaskModel):
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """`start_logits` and `end_logits` of (B, T); `start_positions` and `end_positions`, (B,), slots in [0, T)."""
-        outputs, balance = self.run_decoder(
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **{"use_cache": False, **kwargs},
-        )
-        start_logits, end_logits = self.score(self.dropout(outputs.last_hidden_state)).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
-            loss = self.add_balance(loss, balance, start_positions)
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        """`start_logits` and `end_logits` of (B, T). `start_positions` and `end_positions` are slots in [0, T), (B,).
+        Other arguments are those of `GPTModel`."""
+        labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
+        kwargs |= {"num_items_in_batch": None}  # the Trainer counts `labels`, not positions
+        prediction = self.predict(labels, input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        fields = prediction.as_fields()
+        start_logits, end_logits = fields.pop("logits").unbind(dim=-1)
+        return QuestionAnsweringModelOutput(start_logits=start_logits, end_logits=end_logits, **fields)
+
+    def mean_loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.loss_function(*logits.unbind(dim=-1), *labels)
 
 
 class GPTForMultipleChoice(GPTTaskModel):
     """The best of several texts, each scored by its last token."""
 
+    pools = True
+
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config, outputs=1)
+        super().__init__(config, num_outputs=1)
 
     @can_return_tuple
     def forward(
@@ -754,31 +571,21 @@ class GPTForMultipleChoice(GPTTaskModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
-        """`logits` of (B, choices) for inputs of (B, choices, T); `labels`, (B,), the index of the right choice."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        inputs = {name: value if value is None else value.flatten(0, 1) for name, value in inputs.items()}
-        outputs, balance = self.run_decoder(**{"use_cache": False, **inputs, **kwargs})
-        pooled = self.pool(outputs.last_hidden_state, inputs["input_ids"], inputs["attention_mask"])
-        logits = self.score(self.dropout(pooled)).view(given.shape[:2])
-        loss = None
-        if labels is not None:
-            loss = per_item(nn.functional.cross_entropy(logits.float(), labels), labels, num_items_in_batch)
-            loss = self.add_balance(loss, balance, labels, num_items_in_batch)
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        """`logits` of (B, choices) for inputs of (B, choices, T). `labels` are the indices of the right choices, (B,).
+        Other arguments are those of `GPTModel`."""
+        inputs = (input_ids, attention_mask, position_ids, inputs_embeds)
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        rows = [each if each is None else each.flatten(0, 1) for each in inputs]  # (B x choices, T)
+        fields = self.predict(labels, *rows, **kwargs).as_fields()
+        return MultipleChoiceModelOutput(**fields | {"logits": fields["logits"].view(-1, choices)})
+
+    def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits.view(len(labels), -1).float(), labels)
 
 
-# Every Auto class loads its model from any checkpoint saved here: this names the file and class that each one needs.
+# The class of each Auto class. Saved checkpoints name its file too, so that any Auto class loads any checkpoint.
 AUTO_CLASSES = {
     "AutoModel": GPTModel,
     "AutoModelForCausalLM": GPTForCausalLM,

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router, and the experts that it chooses from for each token."""
+"""Mixture of experts: a router chooses k experts for each token."""
 
 from collections.abc import Callable
 
@@ -12,26 +12,30 @@ from .feed_forward import build_mlp
 
 
 def softmax_of_chosen(chosen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """A softmax over the chosen (gpt-oss), which is one over all experts with its largest shares normalised
-    (Mixtral)."""
+    """Softmax over the chosen experts (gpt-oss), equal to a softmax over all experts whose k largest weights are
+    normalized (Mixtral)."""
     return chosen.softmax(dim=-1)
 
 
 def softmax_of_all(chosen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over all experts, not normalized over the chosen ones (Switch, OLMoE)."""
     return (chosen - logits.logsumexp(dim=-1, keepdim=True)).exp()
 
 
 def sigmoid_of_chosen(chosen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    shares = chosen.sigmoid()
-    return shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)  # which DeepSeek-V3 adds against a sum of 0
+    """Sigmoid, normalized over the chosen experts (DeepSeek-V3)."""
+    weights = chosen.sigmoid()
+    return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)  # as in DeepSeek-V3, against a sum of 0
 
 
 def sigmoid(chosen: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Sigmoid, not normalized."""
     return chosen.sigmoid()
 
 
-# By `router_score_function` and `norm_topk_prob`: from the logits of the chosen, (N, k), and of all, (N, experts).
-SHARES: dict[tuple[str, bool], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+# By `router_score_function` and `norm_topk_prob`: logits of the chosen experts, (N, k), and of all, (N, experts), to
+# the weights of the chosen ones, (N, k).
+EXPERT_WEIGHTS: dict[tuple[str, bool], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     ("softmax", True): softmax_of_chosen,
     ("softmax", False): softmax_of_all,
     ("sigmoid", True): sigmoid_of_chosen,
@@ -41,9 +45,9 @@ SCORES = {"softmax": lambda logits: logits.softmax(dim=-1), "sigmoid": torch.sig
 
 
 class TopKRouter(nn.Module):
-    """Chooses the k experts of largest logit for each token, and the share that each has in its output.
+    """Chooses the k experts with the largest logits for each token, and their weights in its output.
 
-    No `nn.Linear`: what replaces linear layers by name of their class (LoRA, quantisation) would take it for one.
+    Not an `nn.Linear`, because tools that replace linear layers by class (LoRA, quantization) must leave it alone.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -51,23 +55,23 @@ class TopKRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
         self.register_parameter("bias", nn.Parameter(torch.empty(len(self.weight))) if config.router_bias else None)
         self.top_k = config.num_experts_per_tok
-        self.shares = SHARES[config.router_score_function, config.norm_topk_prob]
+        self.expert_weights = EXPERT_WEIGHTS[config.router_score_function, config.norm_topk_prob]
         self.scaling = config.routed_scaling_factor
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(N, hidden_size) to all logits, (N, experts), and the shares and indices of the chosen, (N, k)."""
+        """(N, hidden_size) to all logits, (N, experts), and the weights and indices of the chosen experts, (N, k)."""
         logits = nn.functional.linear(tokens, self.weight, self.bias)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         chosen, indices = self.choose(precise)
-        return logits, self.shares(chosen, precise) * self.scaling, indices
+        return logits, self.expert_weights(chosen, precise) * self.scaling, indices
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits and indices of the chosen."""
+        """Returns the logits and indices of the chosen experts, (N, k) each."""
         return logits.topk(self.top_k, dim=-1)
 
 
 class BiasedChoiceRouter(TopKRouter):
-    """Chooses by score plus a bias, which has no part in the shares, and moves against the load of each expert
+    """Chooses by score plus a bias that is no part of the weights and moves against the load of each expert
     (Wang et al. 2024, algorithm 1; DeepSeek-V3, section 2.1.2)."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -76,17 +80,17 @@ class BiasedChoiceRouter(TopKRouter):
         self.rate = config.router_bias_update_rate
         zeros = torch.zeros(config.num_local_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", zeros)
-        # Since the last step of the optimizer. Checkpoints are written between steps.
+        # Loads since the last optimizer step. Not saved: checkpoints are written between steps, where they are 0.
         self.register_buffer("tokens_per_expert", zeros.clone(), persistent=False)
         update_after_steps(self)
 
-    def _apply(self, *args, **kwargs):  # small steps and counts need float32, whatever the weights are cast to
+    def _apply(self, *args, **kwargs):  # small steps and counts need float32, also if the weights are cast
         super()._apply(*args, **kwargs)
         self.e_score_correction_bias = self.e_score_correction_bias.float()
         self.tokens_per_expert = self.tokens_per_expert.float()
         return self
 
-    def __setstate__(self, state: dict) -> None:  # copied, or unpickled
+    def __setstate__(self, state: dict) -> None:  # a copied or unpickled router
         super().__setstate__(state)
         update_after_steps(self)
 
@@ -97,18 +101,19 @@ class BiasedChoiceRouter(TopKRouter):
 
     @torch.no_grad()
     def update_bias(self) -> None:
-        """Towards the experts that had less than the mean, away from those that had more."""
+        """Raises the bias of experts with a load below the mean, and lowers it above."""
         load = self.tokens_per_expert
         self.e_score_correction_bias += self.rate * (load.mean() - load).sign()
         load.zero_()
 
 
 def build_router(config: GPTConfig) -> TopKRouter:
+    """Returns the router that the configuration describes."""
     return TopKRouter(config) if config.router_bias_update_rate is None else BiasedChoiceRouter(config)
 
 
 class SparseMLP(nn.Module):
-    """A router and its experts in the place of one feed-forward layer, (B, T, hidden_size) to the same."""
+    """A router and its experts, instead of one feed-forward layer: (B, T, hidden_size) to the same shape."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -125,7 +130,7 @@ class SparseMLP(nn.Module):
 
 
 class SharedSparseMLP(SparseMLP):
-    """Beside the chosen experts, some that work on every token (Dai et al. 2024, section 3.2)."""
+    """Experts chosen by the router, plus shared experts for every token (Dai et al. 2024, section 3.2)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -136,7 +141,7 @@ class SharedSparseMLP(SparseMLP):
 
 
 def build_feed_forward(config: GPTConfig, layer_idx: int) -> nn.Module:
-    """One plain or gated layer, or experts."""
+    """Returns the feed-forward layer of one block: dense, or a mixture of experts."""
     if config.mlp_layer_types[layer_idx] == "dense":
         return build_mlp(config, config.intermediate_size)
     return SharedSparseMLP(config) if config.num_shared_experts else SparseMLP(config)

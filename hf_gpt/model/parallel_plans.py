@@ -1,7 +1,7 @@
-"""How a model is split over processes: tensor parallelism splits every matrix, expert parallelism deals out experts.
+"""How a model is split over processes: tensor parallelism splits each matrix, expert parallelism distributes experts.
 
-The plans pair names of modules and parameters with transformers' styles. A style is named for the (out, in) of a linear
-layer: on experts, which are (experts, in, out), `rowwise` splits what goes out and `colwise` what comes in.
+A plan maps names of modules and parameters to transformers' styles. A style is named for the (out, in) of a linear
+layer: on experts, which are (experts, in, out), `rowwise` splits the output features and `colwise` the input features.
 """
 
 from contextlib import contextmanager
@@ -9,11 +9,7 @@ from typing import Any
 
 from torch import nn
 
-try:
-    from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
-    from transformers.distributed.tensor_parallel import MoeExpertsParallel
-except ImportError:  # transformers 5.17 knows no splitting of experts
-    ALL_PARALLEL_STYLES, MoeExpertsParallel = None, object
+from .backends import ALL_PARALLEL_STYLES, MoeExpertsParallel
 
 ATTENTION, MLP = "layers.*.self_attn", "layers.*.mlp"
 EXPERTS, SHARED = f"{MLP}.experts", f"{MLP}.shared_experts"
@@ -25,9 +21,9 @@ GATED_EXPERTS = {"gate_up_proj": "packed_rowwise", "gate_up_proj_bias": "packed_
 
 
 def tensor_parallel_plan(config: Any) -> dict[str, str]:
-    """Heads and the insides of feed-forward layers are split; their outputs are summed."""
+    """Returns the plan that splits heads and the intermediate features of feed-forward layers, and sums the outputs."""
     plan = {f"{ATTENTION}.{name}_proj": "colwise" for name in "qkv"}
-    if config.qk_norm:  # every rank normalises its own heads with the same weights
+    if config.qk_norm:  # every rank normalizes its own heads with the same weights
         plan |= {f"{ATTENTION}.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
     if config.attention_sinks:
         plan |= {f"{ATTENTION}.sinks": "colwise", ATTENTION: "local_params"}
@@ -46,7 +42,8 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
 
 
 def expert_parallel_plan(config: Any) -> dict[str, str] | None:
-    """Each rank holds some of the experts, whole, and tokens travel to them; the rest is on every rank."""
+    """Returns the plan that gives each rank whole experts and sends tokens to them; the rest is replicated. None
+    without experts."""
     if "sparse" not in config.mlp_layer_types:
         return None
     weights = ["up_proj" if config.mlp_type == "mlp" else "gate_up_proj", "down_proj"]
@@ -55,18 +52,18 @@ def expert_parallel_plan(config: Any) -> dict[str, str] | None:
 
 
 class BiasedExpertsParallel(MoeExpertsParallel):
-    """Experts whose last bias is whole on every rank: each adds its part, so that the sum over ranks has it once."""
+    """Experts with a replicated `down_proj_bias`, of which each rank adds 1 / ranks, so that their sum has it once."""
 
     @contextmanager
     def context_around_forward(self, module: nn.Module, mesh: Any):
-        whole = module._parameters["down_proj_bias"]
+        bias = module._parameters["down_proj_bias"]
         with super().context_around_forward(module, mesh):
-            # a part of the value, but the whole gradient, which every rank has to itself
-            module._parameters["down_proj_bias"] = whole - whole.detach() * (1 - 1 / mesh.size())
+            # 1 / ranks of the value, but the whole gradient, which is not summed over ranks
+            module._parameters["down_proj_bias"] = bias - bias.detach() * (1 - 1 / mesh.size())
             try:
                 yield
             finally:
-                module._parameters["down_proj_bias"] = whole
+                module._parameters["down_proj_bias"] = bias
 
 
 if ALL_PARALLEL_STYLES is not None:

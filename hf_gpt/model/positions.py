@@ -1,4 +1,4 @@
-"""Where a token stands: learned and sinusoidal positions, added to its embedding, or rotary ones, in attention."""
+"""Position embeddings: learned and sinusoidal ones, added to the token embeddings, and rotary ones, in attention."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from .configuration_gpt import GPTConfig
 
 
 def check_indices(name: str, indices: torch.Tensor, field: str, limit: int) -> None:
-    """Raise a ValueError if an index is not in [0, limit), where `limit` is the value of the configuration's `field`.
+    """Raises a ValueError if an index is not in [0, limit), where `limit` is the value of the configuration's `field`.
 
-    Only on the CPU and outside a compiler: on an accelerator the check would wait for the device at every call, and
-    PyTorch's own assertion reports the index there.
+    It checks on a CPU outside torch.compile alone: on an accelerator it would synchronize at every call, and PyTorch
+    itself asserts the index there.
     """
     if torch.compiler.is_compiling() or indices.device.type != "cpu" or not indices.numel():
         return
@@ -25,14 +25,14 @@ def check_indices(name: str, indices: torch.Tensor, field: str, limit: int) -> N
 
 
 class NoPositions(nn.Module):
-    """Leaves the hidden states as they are."""
+    """Returns the hidden states unchanged."""
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         return hidden_states
 
 
 class LearnedPositions(nn.Embedding):
-    """One trained vector for each position up to `max_position_embeddings` (GPT-1, section 3.1)."""
+    """One learned vector for each position up to `max_position_embeddings` (GPT-1, section 3.1)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config.position_offset + config.max_position_embeddings, config.hidden_size)
@@ -56,7 +56,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class NoRotary(nn.Module):
-    """Hands nothing to attention."""
+    """Returns None: attention does not rotate."""
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> None:
         return None
@@ -65,7 +65,7 @@ class NoRotary(nn.Module):
 class GPTRotaryEmbedding(nn.Module):
     """Cosines and sines of the rotary angles, (B, T, rotary_dim) each (Su et al. 2021; scaling as in transformers).
 
-    The names of this class and of its attributes are those by which transformers restores the buffers after loading.
+    transformers restores the buffers after loading by the names of this class and of its attributes.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -73,14 +73,14 @@ class GPTRotaryEmbedding(nn.Module):
         self.config = config
         self.rope_type = config.rope_parameters["rope_type"]
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        initialise = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
-        inv_freq, self.attention_scaling = initialise(config)
+        compute_parameters = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = compute_parameters(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
     @staticmethod
     def compute_default_rope_parameters(config: GPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
-        """The inverse frequencies, theta^(-2i / rotary_dim), and the attention factor, 1."""
+        """Returns the inverse frequencies, theta^(-2i / rotary_dim), and the attention factor, 1."""
         dim = config.rotary_dim
         return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
 
@@ -94,11 +94,10 @@ class GPTRotaryEmbedding(nn.Module):
 
 
 class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
-    """Dynamic NTK: the frequencies of a sequence are those of its own length (Peng et al. 2023, section 3.3).
+    """Dynamic NTK: the frequencies depend on the length of the sequence (Peng et al. 2023, section 3.3).
 
-    That is so whatever was run before; transformers' models keep those of the longest sequence. Keys in a cache stay
-    as they were rotated, here as there: beyond the original length, decoding with a cache differs from decoding
-    without.
+    They do not depend on earlier calls; transformers' models use those of the longest sequence so far. Cached keys are
+    not rotated again, here or there: beyond the original length, decoding with a cache differs from decoding without.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -112,13 +111,13 @@ class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
         return super().forward(hidden_states, position_ids)
 
 
-# Rotary positions that are more than their frequencies, by their type.
+# The classes of `rope_type`s that differ in more than their frequencies.
 ROTARY_CLASSES = {"dynamic": GPTDynamicRotaryEmbedding}
 
 
 def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
-    """What adds positions to the hidden states, and what makes rotary ones for attention; both take
-    `(hidden_states, position_ids)`."""
+    """Returns the module that adds positions to the hidden states, and the one that computes rotary embeddings for
+    attention. Both take `(hidden_states, position_ids)`, of (B, T, D) and (B or 1, T)."""
     match config.position_embedding_type:
         case "learned":
             return LearnedPositions(config), NoRotary()
@@ -131,8 +130,8 @@ def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
             return NoPositions(), NoRotary()
 
 
-def change_over(config: GPTConfig) -> float:
-    """The longest sequence with the short factors of longrope: one longer, and every position is rotated anew."""
+def longrope_threshold(config: GPTConfig) -> float:
+    """Returns the longest sequence that longrope rotates by its short factors; infinite for other types."""
     rope = getattr(config, "rope_parameters", None) or {}
     return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else math.inf
 
@@ -140,27 +139,27 @@ def change_over(config: GPTConfig) -> float:
 Rotation = Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None], torch.Tensor]
 
 
-def keep(states: torch.Tensor, *_) -> torch.Tensor:
-    """In the place of a step that a model does not take; less than a call of nn.Identity."""
+def identity(states: torch.Tensor, *_) -> torch.Tensor:
+    """Returns the states, for a step that the model does not have. Faster than a call of nn.Identity."""
     return states
 
 
 def rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate each pair of dimensions (i, i + rotary_dim / 2) of `states`, (B, H, T, rotary_dim)."""
+    """Rotates each pair of dimensions (i, i + rotary_dim / 2) of `states`, (B, H, T, rotary_dim)."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return states * cos[:, None] + turned * sin[:, None]
+    rotated_half = torch.cat((-second, first), dim=-1)
+    return states * cos[:, None] + rotated_half * sin[:, None]
 
 
 def rotate_part(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate the first rotary_dim dimensions of `states`, (B, H, T, head_dim), and keep the rest (GPT-J, GPT-NeoX)."""
+    """Rotates the first rotary_dim dimensions of `states`, (B, H, T, head_dim), not the others (GPT-J, GPT-NeoX)."""
     rotary_dim = rotary[0].shape[-1]
     return torch.cat((rotate(states[..., :rotary_dim], rotary), states[..., rotary_dim:]), dim=-1)
 
 
 def build_rotation(config: GPTConfig) -> Rotation:
-    """What attention does to queries and keys with the rotary embeddings."""
+    """Returns the function that applies rotary embeddings to queries and keys."""
     if not config.rotary_dim:
-        return keep
+        return identity
     return rotate if config.rotary_dim == config.head_dim else rotate_part

@@ -1,35 +1,32 @@
-"""Attention over a union of pieces, each a batch of small attentions: what a sparse pattern costs, and no more.
+"""Attention over a union of pieces, each a batch of small attentions that computes only the scores of the pattern.
 
-A query that finds its keys in several pieces gets the softmax over all of them: the outputs of the pieces are weighted
-by their log-sum-exp, and backward each piece is handed the combined output and log-sum-exp, as in ring attention (Liu
-et al. 2023). An attention sink is one more term of the same sum. Pieces are views of queries and keys: nothing of
-length by length is made.
+A query whose keys are in several pieces gets the softmax over all of them: the outputs of the pieces are combined by
+their log-sum-exp, and in backward each piece receives the combined output and log-sum-exp, as in ring attention (Liu et
+al. 2023). An attention sink is one more term of the same sum. Pieces are views of queries and keys: no (T x T) tensor
+is allocated.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-# The kernels behind scaled_dot_product_attention on a CPU, with their log-sum-exp.
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+from .backends import flash_attention, flash_attention_backward, plain_attention
 
 
 class Piece(NamedTuple):
-    """X small attentions between some queries and some keys of one sequence."""
+    """A batch of X small attentions between some queries and some keys of one sequence."""
 
     queries: Callable[[torch.Tensor], torch.Tensor]  # (heads, queries, d) to (X, heads, q, d), a view
     keys: Callable[[torch.Tensor], torch.Tensor]  # (kv_heads, keys, d) to (X, kv_heads, [parts,] k, d), a view
     causal: bool = False  # the i-th query sees the first i + 1 keys
     mask: torch.Tensor | None = None  # (q, parts x k) or (X, 1, q, parts x k), True where a key is seen
-    adds: bool = False  # to queries that an earlier piece has reached
-    overlaps: bool = False  # the parts of different attentions share keys
+    adds: bool = False  # its queries have been in an earlier piece
+    overlaps: bool = False  # attentions of the batch share keys
 
 
 class Span(NamedTuple):
-    """A sequence: consecutive slots of one row, whose queries are the last of its keys."""
+    """One sequence: consecutive slots of one row. Its queries are the last of its keys."""
 
     row: int
     first_query: int
@@ -45,7 +42,7 @@ class Span(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """All rows at once, as they are."""
+    """All rows as one batch."""
 
     def of_queries(self, states: torch.Tensor) -> torch.Tensor:
         return states
@@ -65,13 +62,15 @@ def attend_by_pieces(
     scaling: float,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Softmax attention of every query over the keys of all its pieces, and the sink.
+    """Softmax attention of each query over the keys of all its pieces and the sink.
 
     Args:
         query: (B, heads, T, head_dim).
         key, value: (B, kv_heads, keys, head_dim).
         sinks: (heads,), the score of a key without a value.
-        jobs: the pieces of each sequence. Queries outside all of them get zeros.
+        jobs: the pieces of each sequence. Queries in no piece get zeros.
+        scaling: factor on the scores.
+        dropout: probability of dropout on the attention probabilities.
 
     Returns:
         (B, T, heads, head_dim).
@@ -86,16 +85,14 @@ def attend_by_pieces(
 
 
 class Kernels(NamedTuple):
-    """Pieces by the kernels of the CPU, written where they belong."""
+    """Computes pieces by the kernels of the CPU, and writes results in place."""
 
     scaling: float
 
     def attend(
         self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = additive(piece.mask, query)
-        output, logsumexp = FLASH(query, key, value, 0.0, piece.causal, attn_mask=mask, scale=self.scaling)
-        return output, logsumexp[..., None]
+        return flash_attention(query, key, value, additive(piece.mask, query), piece.causal, self.scaling)
 
     def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         piece.queries(whole).copy_(part)
@@ -103,7 +100,7 @@ class Kernels(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """Pieces in differentiable operations: for every device, for dropout, and inside a compiled graph."""
+    """Computes pieces in differentiable operations: on every device, with dropout, and inside a compiled graph."""
 
     scaling: float
     dropout: float
@@ -111,17 +108,8 @@ class Plain(NamedTuple):
     def attend(
         self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = key.shape[:2]  # (X, kv_heads): the heads that share a key stand as more queries of one head
-        scores = query.reshape(*groups, -1, query.shape[-1]) @ key.transpose(-2, -1) * self.scaling
-        scores = scores.view(*query.shape[:3], -1)  # (X, heads, q, k)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril() if piece.causal else piece.mask
-        if mask is not None:
-            scores = scores + additive(mask, scores)
-        logsumexp = scores.logsumexp(dim=-1, keepdim=True)
-        probabilities = nn.functional.dropout((scores - logsumexp).exp(), self.dropout).to(value.dtype)
-        output = probabilities.reshape(*groups, -1, key.shape[-2]) @ value
-        return output.view(query.shape), logsumexp
+        mask = additive(piece.mask, query)
+        return plain_attention(query, key, value, mask, piece.causal, self.scaling, self.dropout)
 
     def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         if part.shape == whole.shape:
@@ -138,7 +126,7 @@ def combine(
     jobs: Jobs,
     by: Kernels | Plain,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, (B, heads, T, head_dim), and the log-sum-exp of all scores, (B, heads, T, 1)."""
+    """Returns the output, (B, heads, T, head_dim), and the log-sum-exp of all scores, (B, heads, T, 1)."""
     batch, heads, length, head_dim = query.shape
     output = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
     total = query.new_zeros(batch, heads, length, 1, dtype=torch.promote_types(query.dtype, torch.float32))
@@ -163,7 +151,7 @@ def combine(
 
 
 class UnionAttention(torch.autograd.Function):
-    """`combine` by kernels. It keeps queries, keys, values, the output and one number for each query and head."""
+    """`combine` by kernels. It saves queries, keys, values, the output and one number for each query and head."""
 
     @staticmethod
     def forward(
@@ -193,21 +181,19 @@ class UnionAttention(torch.autograd.Function):
                 g, q, o, t = (piece.queries(x) for x in by_query)
                 k, v = (piece.keys(x).flatten(2, -2) for x in by_key)
                 mask = additive(piece.mask, q)
-                of_query, *of_keys = FLASH_BACKWARD(
-                    g, q, k, v, o, t[..., 0].contiguous(), 0.0, piece.causal, attn_mask=mask, scale=ctx.scaling
-                )
-                piece.queries(span.of_queries(grads[0])).add_(of_query)
-                for whole, part in zip(grads[1:], of_keys, strict=True):
-                    add_to_keys(piece.keys(span.of_keys(whole)), part, piece.overlaps)
-        of_sinks = None
-        if sinks is not None:  # a sink draws probability from the keys, and has no value
-            share = torch.exp(sinks[:, None, None] - total)
-            of_sinks = -(share * (gradient * output).sum(-1, keepdim=True)).sum((0, 2, 3)).to(sinks.dtype)
-        return *grads, of_sinks, None, None
+                to_query, *to_keys = flash_attention_backward(g, q, k, v, o, t, mask, piece.causal, ctx.scaling)
+                piece.queries(span.of_queries(grads[0])).add_(to_query)
+                for total_gradient, part in zip(grads[1:], to_keys, strict=True):
+                    add_to_keys(piece.keys(span.of_keys(total_gradient)), part, piece.overlaps)
+        to_sinks = None
+        if sinks is not None:  # a sink takes probability from the keys and has no value
+            probability = torch.exp(sinks[:, None, None] - total)
+            to_sinks = -(probability * (gradient * output).sum(-1, keepdim=True)).sum((0, 2, 3)).to(sinks.dtype)
+        return *grads, to_sinks, None, None
 
 
 def additive(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
-    """The form in which the kernels take a mask, (X or 1, 1, q, k). A query that sees nothing keeps a finite score."""
+    """Returns a mask to be added to the scores, (X or 1, 1, q, k). It is finite, also for a query without any key."""
     if mask is None:
         return None
     mask = mask.to(states.device).view((1,) * (4 - mask.ndim) + mask.shape)
@@ -217,10 +203,10 @@ def additive(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | 
 
 
 def add_to_keys(whole: torch.Tensor, part: torch.Tensor, overlaps: bool) -> None:
-    """Add the gradient of a piece's keys, (X, kv_heads, parts x k, d), to its view of that of all keys."""
+    """Adds the gradient of a piece's keys, (X, kv_heads, parts x k, d), to the piece's view of all keys' gradient."""
     part = part.unflatten(2, whole.shape[2:-1])
     if not overlaps:
         whole.add_(part)
         return
-    for index in range(whole.shape[2]):  # the same part of different attentions shares nothing
+    for index in range(whole.shape[2]):  # equal parts of different attentions are disjoint
         whole[:, :, index].add_(part[:, :, index])

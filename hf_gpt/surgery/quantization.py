@@ -10,7 +10,7 @@ from transformers import TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import is_torchao_available
 
-from ..model.modeling_gpt import NEEDS_TORCHAO, refuse_quantized
+from ..model.checkpoints import NEEDS_TORCHAO, refuse_quantized
 from ..model.quantized_weights import INT4_GROUPS, pack_int4
 from .rebuild import Model
 

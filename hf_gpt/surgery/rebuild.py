@@ -8,8 +8,9 @@ import torch
 from transformers.initialization import no_init_weights
 
 from ..compatibility import enable_activation_checkpointing
+from ..model.checkpoints import refuse_quantized
 from ..model.configuration_gpt import GPTConfig
-from ..model.modeling_gpt import GPTPreTrainedModel, refuse_quantized
+from ..model.modeling_gpt import GPTPreTrainedModel
 
 Model = TypeVar("Model", bound=GPTPreTrainedModel)
 

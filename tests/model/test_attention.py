@@ -21,7 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_gpt.model import attention_masks
 from hf_gpt.model.attention import OURS, GPTAttention
-from hf_gpt.model.attention_masks import create_attention_masks
+from hf_gpt.model.attention_masks import create_masks_for_generate
+from hf_gpt.model.implementations import SUPPORT, Support
 
 PATTERNS = {
     "dense": {},
@@ -40,7 +41,7 @@ PATTERNS = {
 def test_implementations_equal_the_definition(implementation, heads, sinks, side, pattern, monkeypatch):
     implementation, _, path = implementation.partition(", ")
     if path:
-        monkeypatch.setattr(attention_masks, "SHORTEST", {"some pieces": 6, "full mask": LENGTH + 1}[path])
+        monkeypatch.setattr(attention_masks, "MIN_KEYS_FOR_PIECES", {"some pieces": 6, "full mask": LENGTH + 1}[path])
     config = make_config(
         num_key_value_heads=heads, attention_patterns=[pattern] * 2, attention_sinks=sinks, **PATTERNS[pattern]
     )
@@ -55,7 +56,7 @@ def test_implementations_equal_the_definition(implementation, heads, sinks, side
     if side == "packed":
         sequences, positions = PACKED_SEQUENCES, PACKED_POSITIONS
     attention_mask = None if side in ("none", "packed") else mask
-    masks = create_attention_masks(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
+    masks = create_masks_for_generate(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
     attend = OURS.get(config._attn_implementation) or ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
     arguments = {"scaling": module.scaling, "s_aux": scores.float() if sinks else None}
     if sinks and implementation == "flex_attention":
@@ -81,6 +82,7 @@ def kernel_by_definition(monkeypatch):
         allowed = visible(pattern, config, mask)[:, keys - length :]
         return attention(query, key, value, allowed, scaling, s_aux), None
 
+    monkeypatch.setitem(SUPPORT, "kernel_by_definition", Support(("dense", "banded"), sinks=True))
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", attend)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "kernel_by_definition", flash_attention_mask)
 

@@ -18,7 +18,7 @@ from tiny import (
 )
 
 from hf_gpt.model import attention_masks
-from hf_gpt.model.attention_masks import create_attention_masks
+from hf_gpt.model.attention_masks import create_masks_for_generate
 
 
 def masks_of_layers(model, *args, **kwargs):
@@ -103,13 +103,13 @@ def test_banded_layers_see_only_their_window():
 
 def test_a_prepared_mask_is_used_as_it_is(variant):
     model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
-    masks = create_attention_masks(model.config, torch.empty(3, LENGTH, 32), None, None)
+    masks = create_masks_for_generate(model.config, torch.empty(3, LENGTH, 32), None, None)
     assert torch.equal(logits(model, ids, masks), logits(model, ids))
     by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
     if variant in FLASH:
         assert torch.equal(logits(model, ids, by_layer_type), logits(model, ids))
     else:
-        with pytest.raises(ValueError, match=r"continuous batching.*use generate"):
+        with pytest.raises(ValueError, match=r"Continuous batching.*use generate"):
             logits(model, ids, by_layer_type)
 
 
@@ -124,7 +124,7 @@ def test_a_mask_shorter_than_the_cache_raises(variant):
 def test_short_sequences_take_a_mask_instead_of_pieces(monkeypatch):
     monkeypatch.undo()
     config = sparse_config("strided")
-    for length in (attention_masks.SHORTEST - 1, attention_masks.SHORTEST):
+    for length in (attention_masks.MIN_KEYS_FOR_PIECES - 1, attention_masks.MIN_KEYS_FOR_PIECES):
         config._attn_implementation = "sdpa"
-        mask = attention_masks.create_attention_masks(config, torch.empty(1, length, 32), None, None)["strided"]
-        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.SHORTEST)
+        mask = attention_masks.create_masks_for_generate(config, torch.empty(1, length, 32), None, None)["strided"]
+        assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.MIN_KEYS_FOR_PIECES)

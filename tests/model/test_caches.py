@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, Fp8QuantizedLayer
 
 from hf_gpt.model.attention_patterns import Fixed
-from hf_gpt.model.caches import DenseLayer, FixedLayer, GrowingLayer, logical_positions
+from hf_gpt.model.caches import DenseLayer, FixedLayer, PreallocatedLayer
 
 STRIDE, SUMMARY = 4, 2
 
@@ -58,7 +58,7 @@ def test_fixed_layer_holds_its_own_block_and_the_summaries(chunk):
 def test_padded_rows_have_their_own_blocks():
     layer, paddings = FixedLayer(Fixed(STRIDE, SUMMARY)), [0, 1, 6]
     mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
-    positions = logical_positions(mask)
+    positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)
     layer.expect(positions[:, :7])
     layer.update(*states(7, batch=3))
     for slot in range(7, 30):
@@ -114,7 +114,7 @@ def test_each_pattern_gets_its_cache_layer(variant, key_counts):
     model, ids = make_model(variant), random_ids(2, 11)
     made, given = model(ids).past_key_values, DynamicCache(config=model.config)
     model(ids, past_key_values=given)
-    own = {"dense": "DenseLayer", "fixed": "FixedLayer", "strided": "GrowingLayer"}
+    own = {"dense": "DenseLayer", "fixed": "FixedLayer", "strided": "PreallocatedLayer"}
     for cache in (made, given):
         assert [type(layer).__name__ for layer in cache.layers] == [own[p] for p in model.config.attention_patterns]
         assert [layer.keys.shape[2] for layer in cache.layers] == key_counts
@@ -189,7 +189,7 @@ def test_offload_and_prefetch():
     assert cached_slots(layer) == needed(10)
 
 
-@pytest.mark.parametrize("growing_class", [GrowingLayer, DenseLayer])
+@pytest.mark.parametrize("growing_class", [PreallocatedLayer, DenseLayer])
 @torch.no_grad()
 def test_growing_layer_equals_dynamic_layer(growing_class):
     growing, dynamic = growing_class(), DynamicLayer()
@@ -235,7 +235,7 @@ def test_growing_layer_accepts_another_dtype_and_fewer_rows():
     layer.update(*states(5, batch=2))
     layer.batch_select_indices(slice(0, 1))
     assert layer.update(*states(1, start=5))[0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
-    layer = GrowingLayer()
+    layer = PreallocatedLayer()
     layer.update(*(each.bfloat16() for each in states(5)))
     keys, _ = layer.update(*states(1, start=5))
     assert keys.dtype == torch.float32
@@ -245,8 +245,8 @@ def test_growing_layer_accepts_another_dtype_and_fewer_rows():
 @pytest.mark.parametrize(
     ("layer", "dtype", "grows"),
     [
-        (GrowingLayer(), torch.float32, True),
-        (GrowingLayer(), torch.bfloat16, True),
+        (PreallocatedLayer(), torch.float32, True),
+        (PreallocatedLayer(), torch.bfloat16, True),
         (DenseLayer(), torch.float32, True),
         (DenseLayer(), torch.bfloat16, False),
     ],
@@ -262,7 +262,7 @@ def test_growing_layer_does_not_copy_at_each_token(layer, dtype, grows):
 
 
 def test_growing_layer_outside_inference_mode_and_with_gradients():
-    layer = GrowingLayer()
+    layer = PreallocatedLayer()
     with torch.inference_mode():
         layer.update(*states(3))
     with torch.no_grad():

@@ -23,8 +23,8 @@ INVALID = [
         {"norm_type": "rms_norm", "norm_parameters": "weight_and_bias"},
         "norm_parameters='weight_and_bias' with norm_type='rms_norm': expected one of weight, none",
     ),
-    ({"shared_norm": True}, "shared_norm=True has a meaning with parallel_residual=True only"),
-    ({"position_offset": 2}, "position_offset=2 has a meaning with position_embedding_type='learned' only"),
+    ({"shared_norm": True}, "shared_norm=True with parallel_residual=False: expected parallel_residual=True"),
+    ({"position_offset": 2}, "position_offset=2 with position_embedding_type='rope': expected 'learned'"),
     ({"position_offset": -1}, "position_offset=-1: expected an integer of at least 0"),
     ({"swiglu_limit": -7.0}, "swiglu_limit=-7.0: expected a positive number"),
     ({"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: expected at most num_local_experts=2"),
@@ -41,9 +41,12 @@ INVALID = [
     ({"num_local_experts": 4, "router_score_function": "tanh"}, "router_score_function='tanh': expected one of"),
     ({"num_local_experts": 4, "router_aux_loss_type": "none"}, "router_aux_loss_type='none': expected one of"),
     ({"num_local_experts": 4, "routed_scaling_factor": 0}, "routed_scaling_factor=0: expected a positive number"),
-    ({"num_local_experts": 4, "layerdrop": 0.1}, "layerdrop=0.1: experts that are skipped cannot be balanced"),
-    ({"num_experts": 4}, "num_experts is no field of GPTConfig: did you mean num_local_experts"),
-    ({"n_shared_experts": 4}, "n_shared_experts is no field of GPTConfig: did you mean num_shared_experts"),
+    (
+        {"num_local_experts": 4, "layerdrop": 0.1},
+        "layerdrop=0.1 with experts: expected 0, skipped experts cannot be balanced",
+    ),
+    ({"num_experts": 4}, "num_experts is not a field of GPTConfig: did you mean num_local_experts"),
+    ({"n_shared_experts": 4}, "n_shared_experts is not a field of GPTConfig: did you mean num_shared_experts"),
     ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
     ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
     ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
@@ -82,13 +85,22 @@ INVALID = [
         "attention_stride=1: expected an integer of at least 2",
     ),
     ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
-    ({"parallel_residual": True, "norm_position": "post"}, "parallel_residual=True has no norm_position='post'"),
-    ({"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8}, "hidden_size=33: sinusoidal"),
+    (
+        {"parallel_residual": True, "norm_position": "post"},
+        "norm_position='post' with parallel_residual=True: expected 'pre'",
+    ),
+    (
+        {"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8},
+        "hidden_size=33: expected an even number for sinusoidal positions",
+    ),
     (
         {"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 1e4}},
-        "rope_parameters=.* has no meaning",
+        "rope_parameters=.* with position_embedding_type='learned': leave it out",
     ),
-    ({"position_embedding_type": "none", "rope_theta": 1e4}, "rope_theta=10000.0 has no meaning"),
+    (
+        {"position_embedding_type": "none", "rope_theta": 1e4},
+        "rope_theta=10000.0 with position_embedding_type='none': leave it out",
+    ),
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
     ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
@@ -111,7 +123,7 @@ INVALID = [
     ({"eos_token_id": 99}, "eos_token_id=99: expected less than vocab_size=99"),
     ({"eos_token_id": [1, 99]}, r"eos_token_id=\[1, 99\]: expected less than vocab_size=99"),
     ({"pad_token_id": -1}, "pad_token_id=-1: expected a token id"),
-    ({"num_hidden_layer": 3}, "num_hidden_layer is no field of GPTConfig: did you mean num_hidden_layers"),
+    ({"num_hidden_layer": 3}, "num_hidden_layer is not a field of GPTConfig: did you mean num_hidden_layers"),
 ]
 
 

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_model, random_ids
 
 from hf_gpt.model import modeling_gpt
-from hf_gpt.model.embedding import worth_tying
+from hf_gpt.model.embedding import suits_tied_lookup
 from hf_gpt.model.losses import LinearCrossEntropy
 
 
@@ -28,7 +28,7 @@ def gradients_of(model, ids, backward=lambda outputs: outputs.loss.backward()):
 
 def use_plain_embedding(monkeypatch):
     """Switches to PyTorch's embedding."""
-    monkeypatch.setattr(modeling_gpt, "worth_tying", lambda *_: False)
+    monkeypatch.setattr(modeling_gpt, "suits_tied_lookup", lambda *_: False)
 
 
 def assert_same(actual, expected):
@@ -57,7 +57,7 @@ BACKWARDS = {
 )
 def test_gradients_equal_those_of_a_plain_embedding(backward, fields, monkeypatch):
     model, ids = tied_model(**fields), some_ids()
-    assert worth_tying(model.model.embed_tokens, model.lm_head, ids)
+    assert suits_tied_lookup(model.model.embed_tokens, model.lm_head, ids)
     actual = gradients_of(model, ids, backward)
     use_plain_embedding(monkeypatch)
     assert_same(actual, gradients_of(model, ids, backward))
@@ -110,7 +110,7 @@ UNSUPPORTED = {
 def test_falls_back_to_the_plain_embedding(change, monkeypatch):
     model, ids = tied_model(), some_ids()
     change(model)
-    assert not worth_tying(model.model.embed_tokens, model.lm_head, ids)
+    assert not suits_tied_lookup(model.model.embed_tokens, model.lm_head, ids)
     actual = gradients_of(model, ids)
     use_plain_embedding(monkeypatch)
     assert_same(actual, gradients_of(model, ids))

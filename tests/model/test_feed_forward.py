@@ -72,7 +72,7 @@ def gradients(model, ids, autocast=False):
 def test_recomputation_does_not_change_gradients(variant, autocast, monkeypatch):
     model, ids = make_model(variant).train(), random_ids(2, 9)
     expected = gradients(model, ids, autocast)
-    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    monkeypatch.setattr(feed_forward, "RECOMPUTED_BYTES", 0)
     actual = gradients(model, ids, autocast)
     assert actual.keys() == expected.keys()
     for name, gradient in actual.items():
@@ -90,7 +90,7 @@ def test_recomputation_with_frozen_layers_lora_and_checkpointing(change, monkeyp
     if change == "checkpointing":
         model.gradient_checkpointing_enable()
     expected = gradients(model, ids)
-    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    monkeypatch.setattr(feed_forward, "RECOMPUTED_BYTES", 0)
     actual = gradients(model, ids)
     assert actual.keys() == expected.keys()
     assert all(torch.allclose(actual[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
@@ -115,5 +115,5 @@ def test_only_the_inputs_are_saved_for_backward(mlp_type, monkeypatch):
         return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in weights)
 
     assert bytes_saved() >= 4 * 5 * (32 + 2 * 128)
-    monkeypatch.setattr(feed_forward, "KEPT_BYTES", 0)
+    monkeypatch.setattr(feed_forward, "RECOMPUTED_BYTES", 0)
     assert bytes_saved() <= 4 * 5 * (32 + (1 if mlp_type == "mlp" else 2) * 128)

@@ -7,7 +7,7 @@ from tiny import FLASH, IMPLEMENTATIONS, VARIANTS, make_model, random_ids
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
 from hf_gpt import GPTForCausalLM
-from hf_gpt.model import modeling_gpt
+from hf_gpt.model import generation
 from hf_gpt.model.linear import PACKED, PackedWeights
 from hf_gpt.surgery.context import extended_config
 
@@ -118,7 +118,7 @@ def test_long_prompts_are_prefilled_in_chunks(model, monkeypatch):
     model.model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    monkeypatch.setattr(modeling_gpt, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 8)
     assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), expected)
     assert lengths[:4] == [8, 8, 5, 1]
     assert model.generation_config.prefill_chunk_size is None
@@ -134,7 +134,7 @@ def test_length_dependent_rope_prefills_in_one_pass(rope_type, monkeypatch):
     model.model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    monkeypatch.setattr(modeling_gpt, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 8)
     model.generate(random_ids(1, 21), **GREEDY)
     assert lengths[0] == 21
 
@@ -144,12 +144,12 @@ def test_bfloat16_decodes_with_packed_weights(variant, monkeypatch):
     model, ids = make_model(variant).to(torch.bfloat16), random_ids(2, 5)
     options = GREEDY | {"max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
     expected = model.generate(ids, **options).logits[0]
-    monkeypatch.setattr(PackedWeights, "WORTH", 1)
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
     packings = []
     monkeypatch.setattr(PackedWeights, "__init__", lambda self: packings.append(self) or plain(self))
     actual = model.generate(ids, **options).logits[0]
     assert packings
-    assert any(packings[0].kept.values())
+    assert any(packings[0].packed.values())
     assert PACKED.get() is None
     assert torch.allclose(actual, expected, atol=0.05 * expected.abs().max().item())
 

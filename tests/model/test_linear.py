@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_gpt.model.linear import ONEDNN_LINEAR, PACKED, Linear, PackedWeights, project_together
+from hf_gpt.model.backends import onednn_linear
+from hf_gpt.model.linear import PACKED, Linear, PackedWeights, project_together
 
 SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
 
@@ -108,7 +109,7 @@ def test_packed_weights_equal_plain_weights(rows):
                 for actual, plain in zip(project_together(states, *three), expected, strict=True):
                     assert torch.allclose(actual, plain, atol=2e-2)
             assert torch.allclose(three[0](states), expected[0], atol=2e-2)
-            assert len(PACKED.get().kept) == 2  # the three layers together, and the first alone
+            assert len(PACKED.get().packed) == 2  # the three layers together, and the first alone
         finally:
             PACKED.reset(token)
 
@@ -116,9 +117,9 @@ def test_packed_weights_equal_plain_weights(rows):
 def test_packed_weights_have_a_limit(monkeypatch):
     monkeypatch.setattr(PackedWeights, "BYTES", 100)
     packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
-    assert packed.of((first, None)) is not None
-    assert packed.of((second, None)) is None
-    assert packed.of((first, None)) is not None
+    assert packed.get((first, None)) is not None
+    assert packed.get((second, None)) is None
+    assert packed.get((first, None)) is not None
 
 
 def test_packed_weights_belong_to_their_source():
@@ -127,8 +128,8 @@ def test_packed_weights_belong_to_their_source():
     with torch.no_grad():
         for _ in range(20):
             weight = torch.randn(8, 8).bfloat16()
-            packed_weight, _ = packed.of((weight, None))
-            actual = ONEDNN_LINEAR(states, packed_weight, None, "none", [], "")
+            packed_weight, _ = packed.get((weight, None))
+            actual = onednn_linear(states, packed_weight, None)
             assert torch.allclose(actual, states @ weight.t(), atol=0.1)
             del weight
 

@@ -10,15 +10,16 @@ from transformers import GPT2LMHeadModel, set_seed
 
 from hf_gpt.model import losses
 from hf_gpt.model.linear import Linear
-from hf_gpt.model.losses import Terms, language_model_loss
+from hf_gpt.model.losses import LossTerms, language_model_loss
+from hf_gpt.model.targets import next_token_targets
 
 WIDTH, VOCABULARY = 24, 99
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
 TERMS = {
-    "plain": Terms(),
-    "smoothed": Terms(label_smoothing=0.1),
-    "z_loss": Terms(z_loss_coef=0.01),
-    "both": Terms(0.2, 0.03),
+    "plain": LossTerms(),
+    "smoothed": LossTerms(label_smoothing=0.1),
+    "z_loss": LossTerms(z_loss_coef=0.01),
+    "both": LossTerms(0.2, 0.03),
 }
 
 
@@ -58,6 +59,12 @@ def definition(head, states, labels, terms, num_items=None, shift_labels=None):
     return each.sum() / (len(targets) if num_items is None else num_items)
 
 
+def loss_of(head, states, labels, terms, **options):
+    """Returns the loss in chunks; the options are those of `next_token_targets`."""
+    targets = next_token_targets(labels, states.device, **options)
+    return language_model_loss(head, states, targets, terms, vocab_size=VOCABULARY)
+
+
 def gradients(loss, head, states):
     return torch.autograd.grad(loss, [states, *head.parameters()])
 
@@ -78,9 +85,7 @@ def test_equals_the_definition(terms, bias, ignored, num_items, dtype, tolerance
     head, states = head_and_states(dtype, bias)
     states.requires_grad_()
     labels = some_labels(ignored)
-    actual = language_model_loss(
-        head, states, labels, terms=TERMS[terms], vocab_size=VOCABULARY, num_items_in_batch=num_items
-    )
+    actual = loss_of(head, states, labels, TERMS[terms], num_items_in_batch=num_items)
     expected = definition(head, states, labels, TERMS[terms], num_items)
     assert_close([actual], [expected], tolerance)
     assert_close(gradients(actual, head, states), gradients(expected, head, states), tolerance)
@@ -111,7 +116,7 @@ def test_other_heads_equal_the_definition(wrap, terms):
     expected = definition(head, states, labels, TERMS[terms])
     expected_gradients = gradients(expected, head, states)
     options = {"backend": "eager"} if wrap is torch.compile else {}
-    actual = language_model_loss(wrap(head, **options), states, labels, terms=TERMS[terms], vocab_size=VOCABULARY)
+    actual = loss_of(wrap(head, **options), states, labels, TERMS[terms])
     assert_close([actual], [expected], 1e-12)
     assert_close(gradients(actual, head, states), expected_gradients, 1e-12)
 
@@ -119,12 +124,11 @@ def test_other_heads_equal_the_definition(wrap, terms):
 def test_shifted_labels_and_another_ignore_index():
     head, states = head_and_states()
     shifted = some_labels()
-    expected = definition(head, states, None, Terms(), shift_labels=shifted)
+    expected = definition(head, states, None, LossTerms(), shift_labels=shifted)
     zeros = torch.where(shifted == -100, 0, shifted.clamp(min=1))
-    options = {"terms": Terms(), "vocab_size": VOCABULARY}
-    assert_close([language_model_loss(head, states, shifted, shift_labels=shifted, **options)], [expected], 1e-12)
-    actual = language_model_loss(head, states, zeros, shift_labels=zeros, ignore_index=0, **options)
-    expected = definition(head, states, None, Terms(), shift_labels=zeros.masked_fill(zeros == 0, -100))
+    assert_close([loss_of(head, states, shifted, LossTerms(), shift_labels=shifted)], [expected], 1e-12)
+    actual = loss_of(head, states, zeros, LossTerms(), shift_labels=zeros, ignore_index=0)
+    expected = definition(head, states, None, LossTerms(), shift_labels=zeros.masked_fill(zeros == 0, -100))
     assert_close([actual], [expected], 1e-12)
 
 
@@ -134,8 +138,8 @@ def test_frozen_inputs_get_no_gradient(frozen):
     states.requires_grad_(frozen != "states")
     if frozen != "states":
         getattr(head, frozen).requires_grad_(False)
-    expected = definition(head, states, some_labels(), Terms())
-    actual = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    expected = definition(head, states, some_labels(), LossTerms())
+    actual = loss_of(head, states, some_labels(), LossTerms())
     learns = [each for each in (states, *head.parameters()) if each.requires_grad]
     assert_close(torch.autograd.grad(actual, learns), torch.autograd.grad(expected, learns), 1e-12)
 
@@ -143,7 +147,7 @@ def test_frozen_inputs_get_no_gradient(frozen):
 def test_backward_twice_and_with_another_gradient():
     head, states = head_and_states()
     states.requires_grad_()
-    loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    loss = loss_of(head, states, some_labels(), LossTerms())
     once = torch.autograd.grad(loss, [states, head.weight], retain_graph=True)
     thrice = torch.autograd.grad(3 * loss, [states, head.weight], retain_graph=True)
     assert_close(thrice, [3 * each for each in once], 1e-12)
@@ -154,9 +158,9 @@ def test_autocast_is_as_close_as_full_logits():
     """Logits and products are rounded, sums are float32: the error is at most twice that of full bfloat16 logits."""
     head, states = head_and_states(torch.float32)
     states.requires_grad_()
-    exact = gradients(definition(head, states, some_labels(), Terms()), head, states)
+    exact = gradients(definition(head, states, some_labels(), LossTerms()), head, states)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+        loss = loss_of(head, states, some_labels(), LossTerms())
         full = nn.functional.cross_entropy(
             head(states)[:, :-1].flatten(0, 1).float(), some_labels()[:, 1:].flatten(), ignore_index=-100
         )
@@ -172,8 +176,8 @@ def test_extreme_logits():
     """Probabilities below the smallest float32 have a finite loss."""
     head, states = head_and_states(torch.float32)
     states = (1e4 * states).requires_grad_()
-    loss = language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
-    assert_close([loss], [definition(head, states, some_labels(), Terms())], 1e-5)
+    loss = loss_of(head, states, some_labels(), LossTerms())
+    assert_close([loss], [definition(head, states, some_labels(), LossTerms())], 1e-5)
     assert all(gradient.isfinite().all() for gradient in gradients(loss, head, states))
 
 
@@ -223,7 +227,7 @@ def test_logits_are_skipped_in_training_by_default(variant):
 
 @torch.no_grad()
 def expected_loss(model, ids):
-    return definition(model.lm_head, model.model(ids).last_hidden_state, ids, Terms())
+    return definition(model.lm_head, model.model(ids).last_hidden_state, ids, LossTerms())
 
 
 @pytest.mark.parametrize("change", ["loss_function", "lora", "resized", "head_bias", "untied", "checkpointing"])
@@ -252,8 +256,8 @@ def test_smoothing_and_z_loss_apply_only_in_training():
     fields = {"label_smoothing": 0.1, "lm_z_loss_coef": 0.01}
     model, ids = make_model(**fields), random_ids(2, 9)
     states = model.model(ids).last_hidden_state
-    assert_close([model(ids, labels=ids).loss], [definition(model.lm_head, states, ids, Terms())], 1e-5)
-    expected = definition(model.lm_head, states, ids, Terms(0.1, 0.01))
+    assert_close([model(ids, labels=ids).loss], [definition(model.lm_head, states, ids, LossTerms())], 1e-5)
+    expected = definition(model.lm_head, states, ids, LossTerms(0.1, 0.01))
     for options in ({}, {"skip_logits": False}):
         assert_close([model.train()(ids, labels=ids, **options).loss], [expected], 1e-5)
 
@@ -273,11 +277,11 @@ def test_loss_inside_activation_checkpointing():
     head, states = head_and_states()
     states.requires_grad_()
 
-    def loss_of(states):
-        return language_model_loss(head, states, some_labels(), terms=Terms(), vocab_size=VOCABULARY)
+    def checkpointed(states):
+        return loss_of(head, states, some_labels(), LossTerms())
 
-    expected = gradients(loss_of(states), head, states)
-    assert_close(gradients(checkpoint(loss_of, states, use_reentrant=False), head, states), expected, 1e-12)
+    expected = gradients(checkpointed(states), head, states)
+    assert_close(gradients(checkpoint(checkpointed, states, use_reentrant=False), head, states), expected, 1e-12)
 
 
 def test_memory_does_not_grow_with_the_logits(monkeypatch):

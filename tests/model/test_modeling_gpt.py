@@ -229,7 +229,7 @@ def test_pooling_finds_the_last_token(model_class, side):
 def test_pooling_several_rows_without_mask_raises():
     model = make_model(model_class=GPTForSequenceClassification)
     model(random_ids(1, 4))
-    with pytest.raises(ValueError, match="nothing that tells their padding"):
+    with pytest.raises(ValueError, match="attention_mask=None and pad_token_id=None"):
         model(random_ids(2, 4))
 
 

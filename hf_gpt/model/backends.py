@@ -1,0 +1,204 @@
+"""Private operations of torch and transformers, each with a fallback in plain PyTorch.
+
+This code is saved with checkpoints and has to run on later releases. An operation that a release has renamed, removed
+or given other arguments is None here, and the fallback computes the same results more slowly. No other module of the
+model uses a private operation.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+try:
+    from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
+    from transformers.distributed.tensor_parallel import MoeExpertsParallel
+except ImportError:  # transformers 5.17 cannot split experts over processes
+    ALL_PARALLEL_STYLES, MoeExpertsParallel = None, object
+
+
+def find_operation(path: str, *arguments: str) -> Callable | None:
+    """Returns an operation of torch, or None if this release does not have it.
+
+    Args:
+        path: name below `torch`, such as `ops.aten.alias.default`.
+        arguments: names of the arguments that the caller passes, in the order of the operation's schema. An operation
+            without a schema is not checked.
+    """
+    found = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if found is None:
+            return None
+    schema = getattr(found, "_schema", None)
+    if schema is not None and tuple(argument.name for argument in schema.arguments[: len(arguments)]) != arguments:
+        return None
+    return found
+
+
+FUNCTORCH_ACTIVE = find_operation("_C._are_functorch_transforms_active")
+ALIAS = find_operation("ops.aten.alias.default", "self")
+
+# Inductor compiles a linear layer on a CPU to the first. It has no backward, and no kernel in builds without oneDNN.
+ONEDNN_LINEAR = find_operation("ops.mkldnn._linear_pointwise.default", "X", "W", "B", "attr", "scalars", "algorithm")
+ONEDNN_PACK = find_operation("ops.mkldnn._reorder_linear_weight.default", "self", "batch_size")
+if not torch.backends.mkldnn.is_available():
+    ONEDNN_LINEAR = ONEDNN_PACK = None
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+# The kernels of scaled_dot_product_attention on a CPU, with their log-sum-exp.
+FLASH = find_operation(
+    "ops.aten._scaled_dot_product_flash_attention_for_cpu.default",
+    *("query", "key", "value", "dropout_p", "is_causal", "attn_mask", "scale"),
+)
+FLASH_BACKWARD = find_operation(
+    "ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default",
+    *("grad_out", "query", "key", "value", "out", "logsumexp", "dropout_p", "is_causal", "attn_mask", "scale"),
+)
+
+INT8_MATMUL = find_operation("_weight_int8pack_mm")
+INT4_MATMUL = find_operation("ops.aten._weight_int4pack_mm_for_cpu.default", "self", "mat2", "qGroupSize")
+INT4_PACK = find_operation("ops.aten._convert_weight_to_int4pack_for_cpu.default", "self", "innerKTiles")
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+def is_plain(*operands: torch.Tensor | None) -> bool:
+    """True if no operand is quantized, sharded or fake, and neither torch.compile nor functorch traces the call."""
+    for operand in operands:
+        if operand is not None and type(operand) is not torch.Tensor and type(operand) is not nn.Parameter:
+            return False
+    return not (torch.compiler.is_compiling() or is_functorch_active())
+
+
+def is_functorch_active() -> bool:
+    """True inside torch.func transforms; also if torch does not say, because our autograd functions exclude them."""
+    return FUNCTORCH_ACTIVE is None or FUNCTORCH_ACTIVE()
+
+
+def alias(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a view of the tensor that autograd records as an operation of its own."""
+    return tensor.view_as(tensor) if ALIAS is None else ALIAS(tensor)
+
+
+# --- matrix products -----------------------------------------------------------------------------------------------
+
+
+def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
+    """True for plain tensors on a CPU in a dtype of oneDNN's linear kernel."""
+    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands):
+        return False
+    return all(operand is None or operand.is_cpu for operand in operands)
+
+
+def onednn_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Returns x W^T + b, for a weight of (out, in) or one that `pack_weight` has returned. Not differentiable."""
+    return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Returns a weight, (out, in), in the memory layout from which oneDNN reads it for a few rows."""
+    return weight if ONEDNN_PACK is None else ONEDNN_PACK(weight, 1)
+
+
+def matmul(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns left x right + bias, (..., n) by (n, m); by oneDNN on a CPU where no gradient is recorded."""
+    if not torch.is_grad_enabled() and left.dtype == right.dtype and suits_onednn(left.dtype, left, right):
+        return onednn_linear(left, right.t(), bias)
+    return left @ right if bias is None else left @ right + bias
+
+
+# --- attention with its log-sum-exp --------------------------------------------------------------------------------
+
+
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of one batch on a CPU. Not differentiable: `flash_attention_backward` is its backward.
+
+    Args:
+        query: (B, heads, q, head_dim).
+        key, value: (B, kv_heads, k, head_dim).
+        mask: (B or 1, 1, q, k), added to the scores, in the dtype of the query.
+        is_causal: the i-th query sees the first i + 1 keys.
+
+    Returns:
+        The output, (B, heads, q, head_dim), and the log-sum-exp of each row of scores, (B, heads, q, 1).
+    """
+    if FLASH is None:
+        return plain_attention(query, key, value, mask, is_causal, scale)
+    output, logsumexp = FLASH(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
+    return output, logsumexp[..., None]
+
+
+def flash_attention_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    logsumexp: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `flash_attention` with respect to query, key and value.
+
+    `output` and `logsumexp` may be those of a softmax over more keys than these (Liu et al. 2023, ring attention).
+    """
+    if FLASH_BACKWARD is not None:
+        statistics = logsumexp[..., 0].contiguous()
+        return FLASH_BACKWARD(
+            gradient, query, key, value, output, statistics, 0.0, is_causal, attn_mask=mask, scale=scale
+        )
+    groups = key.shape[:2]
+    scores = attention_scores(query, key, mask, is_causal, scale)
+    probabilities = (scores - logsumexp).exp()  # (B, heads, q, k)
+    rows = (gradient * output).sum(dim=-1, keepdim=True)  # (B, heads, q, 1)
+    to_probabilities = by_key_head(gradient, groups) @ value.transpose(-2, -1)
+    to_scores = probabilities * (to_probabilities.view(scores.shape) - rows) * scale
+    to_scores, probabilities = (by_key_head(states.to(query.dtype), groups) for states in (to_scores, probabilities))
+    to_query = (to_scores @ key).view(query.shape)
+    to_key = to_scores.transpose(-2, -1) @ by_key_head(query, groups)
+    return to_query, to_key, probabilities.transpose(-2, -1) @ by_key_head(gradient, groups)
+
+
+def plain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as `flash_attention` in differentiable operations, on every device and with dropout."""
+    scores = attention_scores(query, key, mask, is_causal, scale)
+    logsumexp = scores.logsumexp(dim=-1, keepdim=True)
+    probabilities = nn.functional.dropout((scores - logsumexp).exp(), dropout).to(value.dtype)
+    output = by_key_head(probabilities, key.shape[:2]) @ value
+    return output.view(query.shape), logsumexp
+
+
+def attention_scores(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, scale: float
+) -> torch.Tensor:
+    """Scaled and masked scores in float32 at least, (B, heads, q, k)."""
+    scores = by_key_head(query, key.shape[:2]) @ key.transpose(-2, -1) * scale
+    scores = scores.view(*query.shape[:3], -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if is_causal:
+        seen = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+        return scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores if mask is None else scores + mask
+
+
+def by_key_head(states: torch.Tensor, groups: tuple[int, int]) -> torch.Tensor:
+    """(B, heads, q, d) to (B, kv_heads, heads / kv_heads x q, d): query heads that share a key head become rows."""
+    return states.reshape(*groups, -1, states.shape[-1])
