@@ -40,7 +40,7 @@ def dynamic(config: GPTConfig, length: int) -> Fields:
 
 
 def yarn(config: GPTConfig, length: int, **options: Any) -> Fields:
-    """Divides low frequencies by the growth and scales the attention logits; high frequencies do not change (Peng et al.
+    """Divides low frequencies by the growth, does not change high ones, and scales the attention logits (Peng et al.
     2023, section 3.4). A frequency is high above `beta_fast` rotations over the original length, low below `beta_slow`.
     """
     original = original_length(config)
