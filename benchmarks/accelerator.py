@@ -43,7 +43,19 @@ class Sizes(NamedTuple):
     shrink: dict[str, int] = {}  # fields of the presets to replace
 
 
-DRY_RUN = Sizes(300, (("gpt2", 2, 128),), 1024, ("gpt2",), 8, 4096, 1024, 256, 2**20, 1, {"num_hidden_layers": 2})
+DRY_RUN = Sizes(
+    exact_length=300,
+    train=(("gpt2", 2, 128),),
+    attention_length=1024,
+    decode_presets=("gpt2",),
+    new_tokens=8,
+    long_length=4096,
+    prefill_chunk=1024,
+    gemm=256,
+    copy_bytes=2**20,
+    rounds=1,
+    shrink={"num_hidden_layers": 2},
+)
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), 0.0)
 SIDES = ("ours", "peer")
 Case = tuple[dict[str, object], Callable[[], dict[str, object]]]
@@ -68,7 +80,7 @@ PATTERNS = {
 
 
 def attention_implementations() -> tuple[str, ...]:
-    """FlexAttention has no backward on a CPU."""
+    """Returns the implementations beside eager. FlexAttention has no backward on a CPU."""
     return ("sdpa",) if default_device().type == "cpu" else ("sdpa", "flex_attention")
 
 
@@ -171,6 +183,7 @@ def attention(sizes: Sizes) -> Iterator[Case]:
 
 
 def measure_attention(fields: dict, implementation: str, sizes: Sizes) -> dict[str, object]:
+    """Returns seconds and peak memory of forward with loss, and backward."""
     shape = {"vocab_size": 1024, "hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16}
     model = GPTForCausalLM(GPTConfig(**shape, max_position_embeddings=sizes.attention_length, **fields))
     model.to(default_device(), torch.bfloat16).train().set_attn_implementation(implementation)
@@ -221,6 +234,7 @@ def long(sizes: Sizes) -> Iterator[Case]:
 
 
 def measure_long(sizes: Sizes) -> dict[str, object]:
+    """Returns seconds and peak memory of the prefill and eight tokens."""
     fields = {"position_embedding_type": "rope", "max_position_embeddings": sizes.long_length + 64}
     patterns = {"attention_patterns": ["banded", "dense"] * 6, "sliding_window": 512}
     model = GPTForCausalLM(preset_config("gpt2", **NO_DROPOUT, **fields, **patterns))
@@ -257,7 +271,7 @@ def peak_gigabytes() -> float:
 
 
 def start_case() -> None:
-    """Forgets compiled graphs, which otherwise reach torch's recompile limit, and frees the memory of the last case."""
+    """Drops compiled graphs, which otherwise reach torch's recompile limit, and frees the memory of the last case."""
     torch.compiler.reset()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
