@@ -3,12 +3,12 @@
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ..data.text_sources import standard_library_documentation
 from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import GPTForCausalLM
 from .families import find_family
@@ -71,7 +71,7 @@ def _inputs(folder: Path) -> dict[str, torch.Tensor]:
     inputs = {"random tokens": ids}
     if (folder / TOKENIZER).is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        text = standard_library_documentation()[0][: 20 * length]
+        text = topics["function"][: 20 * length]  # documentation that comes with Python
         real = tokenizer(text, return_tensors="pt", truncation=True, max_length=length)["input_ids"]
         inputs["real tokens"] = real.clamp(max=config.vocab_size - 1)
     return inputs

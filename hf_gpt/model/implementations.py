@@ -4,7 +4,8 @@ Allow-lists: an implementation that has not been tested against the definition f
 ValueError, because it would leave a part out silently.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,6 +48,25 @@ def check_attention_implementation(config: GPTConfig, implementation: str) -> No
         )
 
 
+class HasExperts:
+    """The method `_can_set_experts_implementation`, which transformers calls on models and its test suite on classes.
+
+    A model answers by its configuration. A class answers whether it has built a mixture of experts, which no model
+    depends on: the suite only skips the tests of experts otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.classes: set[type] = set()
+
+    def __get__(self, model: Any, model_class: type) -> Callable[[], bool]:
+        if model is None:
+            return lambda: model_class in self.classes
+        has_experts = model.config.num_local_experts is not None
+        if has_experts:
+            self.classes.add(model_class)
+        return lambda: has_experts
+
+
 class ImplementationChoice:
     """The part of a model class by which transformers chooses attention and experts implementations."""
 
@@ -54,6 +74,7 @@ class ImplementationChoice:
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _can_set_experts_implementation = HasExperts()
 
     @property
     def _supports_flash_attn(self) -> bool:
@@ -68,17 +89,14 @@ class ImplementationChoice:
         check_attention_implementation(self.config, attn_implementation or "sdpa")
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
-    def _can_set_experts_implementation(self) -> bool:
-        """True for a mixture of experts. transformers calls this on instances, though its own is a class method."""
-        return self.config.num_local_experts is not None
-
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Choose the experts implementation, as in the base class; on a CPU `eager`, which is the fastest there.
 
         Raises:
             ValueError: it is not tested with these experts.
         """
-        if requested_experts is None and not torch.accelerator.is_available():
+        has_experts = self._can_set_experts_implementation()
+        if requested_experts is None and not (has_experts and torch.accelerator.is_available()):
             return "eager"
         if requested_experts not in (None, *EXPERTS_IMPLEMENTATIONS):
             raise ValueError(
