@@ -241,7 +241,7 @@ def measure_long(sizes: Sizes) -> dict[str, object]:
     model.to(default_device(), torch.bfloat16).eval()
     ids = torch.randint(0, model.config.vocab_size, (1, sizes.long_length), device=model.device)
     options = GREEDY | {"max_new_tokens": 8, "prefill_chunk_size": sizes.prefill_chunk}
-    seconds = median_seconds({"long": lambda: model.generate(ids, **options)}, 1)["long"]
+    seconds = median_seconds({"long": lambda: model.generate(ids, **options)}, rounds=1, warm_up_rounds=0)["long"]
     return {"seconds": seconds, "peak_gb": peak_gigabytes()}
 
 
@@ -260,9 +260,7 @@ def build(side: str, preset: str, sizes: Sizes) -> PreTrainedModel:
 
 def seconds_of(call: Callable[[], object], rounds: int) -> float:
     """Returns the median seconds of a call, after three warm-up calls."""
-    for _ in range(2):
-        call()
-    return median_seconds({"call": call}, rounds)["call"]
+    return median_seconds({"call": call}, rounds, warm_up_rounds=3)["call"]
 
 
 def peak_gigabytes() -> float:

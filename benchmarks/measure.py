@@ -25,10 +25,10 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def median_seconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each call over `rounds` alternating rounds, after one warm-up round."""
+def median_seconds(calls: dict[str, Call], rounds: int, warm_up_rounds: int = 1) -> dict[str, float]:
+    """Returns the median seconds of each call over `rounds` alternating rounds, after the warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    for call in [*calls.values()] * warm_up_rounds:
         call()
     for _ in range(rounds):
         for name, call in calls.items():
