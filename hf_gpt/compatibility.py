@@ -5,7 +5,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 
-def enable_activation_checkpointing(model: PreTrainedModel, **options: Any) -> None:
+def enable_activation_checkpointing(
+    model: PreTrainedModel, checkpoint_options: dict[str, Any] | None = None, **options: Any
+) -> None:
     """Recomputes the activations of each block in the backward pass instead of saving them.
 
     transformers renames `gradient_checkpointing_enable` to `activation_checkpointing_enable` in 5.23 and removes the
@@ -13,7 +15,8 @@ def enable_activation_checkpointing(model: PreTrainedModel, **options: Any) -> N
 
     Args:
         model: the model to change in place.
-        options: the options that both names share, such as `every_n_layers`.
+        checkpoint_options: keyword arguments of `torch.utils.checkpoint.checkpoint`, such as `use_reentrant`.
+        options: other options of both names, such as `every_n_layers`.
     """
     new_name, old_name = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-    getattr(model, new_name if hasattr(model, new_name) else old_name)(**options)
+    getattr(model, new_name if hasattr(model, new_name) else old_name)(checkpoint_options, **options)

@@ -18,10 +18,10 @@ def test_checkpointing_is_enabled_by_the_name_that_exists(name):
     class Model:
         calls = ()
 
-    def enable(self, **options):
-        self.calls = (*self.calls, options)
+    def enable(self, checkpoint_options, **options):
+        self.calls = (*self.calls, (checkpoint_options, options))
 
     setattr(Model, name, enable)
     model = Model()
-    enable_activation_checkpointing(model, every_n_layers=2)
-    assert model.calls == ({"every_n_layers": 2},)
+    enable_activation_checkpointing(model, {"use_reentrant": True}, every_n_layers=2)
+    assert model.calls == (({"use_reentrant": True}, {"every_n_layers": 2}),)

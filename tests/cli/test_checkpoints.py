@@ -114,7 +114,7 @@ def test_quantize(run, saved, tmp_path):
         assert f"{scheme}, " in output
         sizes.append((out / "model.safetensors").stat().st_size)
         assert run("generate", out, "--prompt", "The quick", "--max_new_tokens", 3)[0] == 0
-        assert_error(run("quantize", out, tmp_path / "again"), "quantised already")
+        assert_error(run("quantize", out, tmp_path / "again"), "the model is quantized already")
     assert sizes == sorted(sizes, reverse=True)
     assert not (tmp_path / "again").exists()
 
