@@ -1,6 +1,7 @@
 """Attention by pieces against the definition, forward and backward, in float64, float32 and bfloat16."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from naive import attention
 from recording import LargestTensor
 from tiny import PATTERN_SIZES, make_model, random_ids, sparse_config
 
+from hf_gpt.model import backends
 from hf_gpt.model.attention_patterns import build_pattern
 from hf_gpt.model.sparse_attention import Kernels, Plain, Span, UnionAttention, attend_by_pieces, combine
 
@@ -62,10 +64,19 @@ def problems(draw):
     }
 
 
-@pytest.mark.parametrize("attend", [by_kernels, by_operations])
+@pytest.mark.parametrize(
+    ("attend", "hidden"),
+    [(by_kernels, ()), (by_kernels, ("FLASH", "FLASH_BACKWARD")), (by_operations, ())],
+    ids=["kernels", "fallback", "operations"],
+)
 @given(problem=problems())
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_pieces_equal_the_definition(attend, problem):
+def test_pieces_equal_the_definition(attend, hidden, problem):
+    with patch.dict(vars(backends), dict.fromkeys(hidden)):
+        check_pieces(attend, problem)
+
+
+def check_pieces(attend, problem):
     queries, keys, batch, pattern = (problem[name] for name in ("queries", "keys", "batch", "pattern"))
     config = sparse_config(pattern, **problem["sizes"])
     states = random_states(batch, 4, problem["kv_heads"], queries, keys)
