@@ -509,7 +509,7 @@ class GPTConfig(PreTrainedConfig):
 
     def _derive_fields(self, stored: Iterable[str]) -> list[str]:
         """Sets the fields that are None, and returns the names of all that have their derived values: these, and of
-        those that the stored configuration had derived the ones that nobody has changed since."""
+        those that the stored configuration had derived the ones that are unchanged."""
         derived = []
         for name, derive in DERIVATIONS.items():
             value = getattr(self, name)

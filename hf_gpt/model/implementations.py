@@ -24,7 +24,7 @@ CONTRACT = Support(("dense", "banded"), sinks=False)
 SUPPORT = {
     "eager": Support(tuple(LAYER_TYPES), sinks=True),
     "sdpa": Support(tuple(LAYER_TYPES), sinks=True),
-    "flex_attention": Support(tuple(LAYER_TYPES), sinks=True),  # sinks on accelerators alone, as it says itself
+    "flex_attention": Support(tuple(LAYER_TYPES), sinks=True),  # raises for sinks on a CPU
     "paged|eager": Support(CONTRACT.patterns, sinks=True),
 }
 EXPERTS_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
