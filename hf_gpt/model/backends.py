@@ -73,7 +73,7 @@ def is_plain(*operands: torch.Tensor | None) -> bool:
 
 
 def is_functorch_active() -> bool:
-    """True inside torch.func transforms, which our autograd functions do not support; also if torch cannot report it."""
+    """True inside torch.func transforms, which our autograd functions do not support, or if torch cannot report it."""
     return FUNCTORCH_ACTIVE is None or FUNCTORCH_ACTIVE()
 
 
