@@ -114,7 +114,7 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
             name,
             sum(p.numel() for p in block.parameters()),
             per_token,
-            patterns[name].keys_kept(context),
+            patterns[name].keys_cached(context),
             4 * saved_per_token(config, layer_idx),
         )
         for layer_idx, (name, block) in enumerate(zip(config.attention_patterns, model.model.layers, strict=True))

@@ -33,7 +33,7 @@ class Dense(NamedTuple):
         """Returns how many keys the query at `position` sees."""
         return position + 1
 
-    def keys_kept(self, length: int) -> int:
+    def keys_cached(self, length: int) -> int:
         """Returns how many keys a dynamic cache holds after `length` tokens."""
         return length
 
@@ -62,7 +62,7 @@ class Banded(NamedTuple):
     def keys_seen(self, position: int) -> int:
         return min(position + 1, self.window)
 
-    def keys_kept(self, length: int) -> int:
+    def keys_cached(self, length: int) -> int:
         return min(length, self.window - 1)
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ class Strided(NamedTuple):
     def keys_seen(self, position: int) -> int:
         return min(position + 1, self.stride) + position // self.stride
 
-    def keys_kept(self, length: int) -> int:
+    def keys_cached(self, length: int) -> int:
         return length
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ class Fixed(NamedTuple):
     def keys_seen(self, position: int) -> int:
         return position % self.stride + 1 + position // self.stride * self.summary
 
-    def keys_kept(self, length: int) -> int:
+    def keys_cached(self, length: int) -> int:
         return length % self.stride + length // self.stride * self.summary
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,12 @@ def test_visible_keys_equal_the_definition(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_keys_kept_counts_the_keys_of_later_queries(pattern):
+def test_keys_cached_counts_the_keys_of_later_queries(pattern):
     config = sparse_config(pattern)
     rule, length = build_pattern(config, pattern), 40
     seen = visible(pattern, config, torch.ones(1, length))[0]
     for tokens in range(1, 30):
-        assert rule.keys_kept(tokens) == int(seen[tokens:, :tokens].any(0).sum())
+        assert rule.keys_cached(tokens) == int(seen[tokens:, :tokens].any(0).sum())
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
