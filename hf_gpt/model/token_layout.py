@@ -65,9 +65,9 @@ class TokenLayout:
                 f"attention_mask has {mask.shape[1]} slots: expected {self.past} of the past and {self.length} new ones"
             )
         mask = mask.to(self.device)
-        if not self.can_read:
+        if not self.can_read or (surplus := mask.shape[1] - int(self.past) - self.length) == 0:
             return mask
-        return nn.functional.pad(mask, (0, int(self.past) + self.length - mask.shape[1]))  # a static one may be longer
+        return nn.functional.pad(mask, (0, -surplus))  # for a static cache it may be as long as the cache
 
     @property
     def sequences(self) -> torch.Tensor | None:
