@@ -1,6 +1,7 @@
 """Checkpoints: loading, saving and errors; a saved folder holds the model's code and loads without hf_gpt."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import transformers
 from native import save_native
 from safetensors.torch import load_file
-from stranger import stranger
+from stranger import stranger, stranger_steps, training_step
 from tiny import make_model, random_ids
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
@@ -69,6 +70,57 @@ def test_a_converted_checkpoint_loads_without_hf_gpt(tmp_path):
         printed["AutoModelForCausalLM"]
         == native.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
     )
+
+
+def test_a_checkpoint_of_the_previous_layout(tmp_path):
+    """It has another set of files, loads with its own code or with hf_gpt, and gives the same results."""
+    shutil.unpack_archive(Path(__file__).with_name("previous_layout.zip"), tmp_path / "saved")
+    assert "backends.py" not in {path.name for path in (tmp_path / "saved").glob("*.py")}
+    ids = torch.arange(1, 9)[None]
+    found = GPTForCausalLM.from_pretrained(tmp_path / "saved")
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")) is GPTForCausalLM
+    tokens = [1, 2, 3, 4, 5, 6, 7, *[8] * 9]
+    logits = [1.3250149488449097, 0.4737676978111267, -0.8140926957130432, -1.8119537830352783]
+    assert found.generate(ids, max_new_tokens=8, do_sample=False).tolist() == [tokens]
+    with torch.no_grad():
+        assert found(ids).logits[0, -1, :4].tolist() == pytest.approx(logits, rel=1e-5)
+
+    printed = stranger(tmp_path / "saved", tmp_path / "again", ids, "AutoModelForCausalLM", "AutoModel")
+    assert printed["AutoModelForCausalLM"] == [tokens[:14]]
+    states = torch.tensor(printed["AutoModel"])
+    assert (states @ found.lm_head.weight.t())[0, -1, :4].tolist() == pytest.approx(logits, rel=1e-5)
+
+
+WITHOUT_OPERATIONS = {
+    "dense": {},
+    "sparse": {
+        "attention_patterns": ["strided", "fixed", "banded"],
+        "attention_stride": 12,
+        "attention_summary_size": 2,
+        "sliding_window": 20,
+        "attention_sinks": True,
+        "num_hidden_layers": 3,
+    },
+    "experts": {"mlp_type": "glu", "num_local_experts": 4, "router_aux_loss_coef": 0.5},
+    "int8": {},
+}
+
+
+def test_loads_without_hf_gpt_and_private_operations(tmp_path):
+    """The prompt is long enough for the pieces of sparse attention."""
+    saved, ids = tmp_path / "saved", random_ids(2, 300)
+    for name, fields in WITHOUT_OPERATIONS.items():
+        model = make_model(**fields)
+        (quantize(model, "int8") if name == "int8" else model).save_pretrained(saved / name)
+    found, available = stranger_steps(saved, tmp_path / "found.pt", ids)
+    assert available == {"FUNCTORCH_ACTIVE"}
+    for name in WITHOUT_OPERATIONS:
+        expected = training_step(GPTForCausalLM.from_pretrained(saved / name), ids)
+        assert torch.equal(found[name].pop("tokens"), expected.pop("tokens"))
+        assert found[name].keys() == expected.keys()
+        for part, wanted in expected.items():
+            tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1}[wanted.dtype]  # quantized models are bfloat16
+            assert (found[name][part] - wanted).abs().max() < tolerance * wanted.abs().max(), (name, part)
 
 
 def test_every_auto_class_loads_one_checkpoint_with_hf_gpt(tmp_path, variant):
