@@ -1,0 +1,94 @@
+"""Targets: which tokens are predicted, how many there are, and the part of a micro-batch in the whole batch."""
+
+import pytest
+import torch
+from tiny import make_model, random_ids
+from torch import nn
+
+from hf_gpt.model.targets import IGNORED, Targets, next_token_targets
+
+LABELS = torch.tensor([[3, 7, 7, 2], [5, 1, 4, 6]])
+NUMBERS = [None, 9, torch.tensor(9)]
+
+
+def some_labels(ignore_index):
+    labels = LABELS.clone()
+    labels[0, 2] = labels[1, 0] = labels[1, 3] = ignore_index
+    return labels
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORED, -1, 0, 7])
+def test_the_next_label_is_the_target(ignore_index):
+    labels = some_labels(ignore_index)
+    targets = next_token_targets(labels, torch.device("cpu"), ignore_index=ignore_index)
+    expected = [[*row[1:], ignore_index] for row in labels.tolist()]
+    expected = [IGNORED if label == ignore_index else label for row in expected for label in row]
+    assert targets.ids.tolist() == expected
+    assert targets.is_target.tolist() == [label != IGNORED for label in expected]
+    assert targets.count == sum(label != IGNORED for label in expected)
+
+
+def test_other_labels_are_not_ignored():
+    assert next_token_targets(LABELS, torch.device("cpu"), ignore_index=-1).count == 6
+    assert next_token_targets(some_labels(IGNORED), torch.device("cpu")).count == 4
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORED, -1])
+def test_shifted_labels_are_the_targets(ignore_index):
+    shifted = some_labels(ignore_index)
+    targets = next_token_targets(None, torch.device("cpu"), shift_labels=shifted, ignore_index=ignore_index, other=1)
+    assert targets.ids.tolist() == some_labels(IGNORED).flatten().tolist()
+    assert targets.count == 5
+
+
+def test_labels_are_not_changed():
+    labels = some_labels(-1)
+    next_token_targets(labels, torch.device("cpu"), ignore_index=-1)
+    next_token_targets(None, torch.device("cpu"), shift_labels=labels, ignore_index=-1)
+    assert torch.equal(labels, some_labels(-1))
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=str)
+def test_a_mean_becomes_its_part_of_the_whole_batch(number):
+    targets = next_token_targets(some_labels(IGNORED), torch.device("cpu"), num_items_in_batch=number)
+    losses = torch.rand(8, generator=torch.Generator().manual_seed(0)) * targets.is_target
+    divisor = 4 if number is None else 9
+    assert targets.divisor == divisor
+    assert torch.allclose(targets.per_item(losses.sum() / 4), losses.sum() / divisor)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 2]), torch.tensor([0.5, -1.0]), torch.eye(2)], ids=str)
+def test_targets_of_a_task_head(labels):
+    """Classes, numbers, or zeros and ones: each is a target."""
+    assert Targets(labels).count == labels.numel()
+
+
+@pytest.mark.parametrize(("number", "part"), [(None, 1.0), (5, 1.0), (20, 0.25)])
+@pytest.mark.parametrize("shifts", [False, True])
+def test_loss_and_balance_agree_on_the_targets(shifts, number, part):
+    """Any `ignore_index` gives the same loss, and the same part of the balancing loss."""
+    model, ids = make_model("mixtral", router_aux_loss_coef=1.0).train(), random_ids(1, 12, high=98)
+    outputs = []
+    for ignore_index in (IGNORED, -1, 98):
+        labels = ids.clone()
+        labels[:, 6:] = ignore_index
+        options = {"shift_labels": nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)} if shifts else {}
+        outputs.append(model(ids, labels=labels, ignore_index=ignore_index, num_items_in_batch=number, **options))
+    for output in outputs:
+        assert torch.allclose(output.lm_loss, outputs[0].lm_loss, rtol=1e-6)
+        assert torch.allclose(output.loss - output.lm_loss, part * output.aux_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORED, -1])
+def test_micro_batches_add_up_to_one_batch(ignore_index):
+    """They have different numbers of targets."""
+    model, ids = make_model("mixtral", router_aux_loss_coef=0.0).train(), random_ids(3, 8)
+    labels = ids.clone()
+    labels[0, 5:] = labels[1, :3] = ignore_index
+    count = (labels[:, 1:] != ignore_index).sum()
+    whole = model(ids, labels=labels, ignore_index=ignore_index).loss
+    parts = [
+        model(row[None], labels=target[None], ignore_index=ignore_index, num_items_in_batch=count).loss
+        for row, target in zip(ids, labels, strict=True)
+    ]
+    assert torch.allclose(sum(parts), whole, rtol=1e-5)
