@@ -1,10 +1,13 @@
 """Load balancing of experts: the measured load, the balancing losses, and the router bias."""
 
 import copy
+import gc
+import pickle
 
 import pytest
 import torch
 from tiny import make_config, make_model, random_ids
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import set_seed
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -247,6 +250,26 @@ class TestBias:
         optimizer.step()
         assert routers(twin)[0].e_score_correction_bias.any()
         assert not routers(model)[0].e_score_correction_bias.any()
+
+    def test_every_copy_moves_once_and_leaves_no_hook(self, model):
+        """torch's hooks are global: each router has one, until it is garbage-collected."""
+        before, ids = len(_global_optimizer_post_hooks), random_ids(2, 7)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(copy.deepcopy(model))]
+        gc.collect()
+        assert len(_global_optimizer_post_hooks) == before + len(copies)
+        for twin in copies:
+            (router,), optimizer = routers(twin), torch.optim.SGD(twin.parameters(), lr=0.1)
+            for _ in range(2):
+                step(twin, ids)
+                load = router.tokens_per_expert.clone()
+                expected = router.e_score_correction_bias + 0.25 * (load.mean() - load).sign()
+                optimizer.step()
+                assert torch.equal(router.e_score_correction_bias, expected)
+                optimizer.zero_grad()
+        assert not routers(model)[0].e_score_correction_bias.any()
+        del copies, twin, router, optimizer
+        gc.collect()
+        assert len(_global_optimizer_post_hooks) == before
 
     def test_changes_the_choice_but_not_the_shares(self, model):
         model.eval()

@@ -25,8 +25,7 @@ from tiny import make_model, random_ids
 def test_experts_equal_the_definition(implementation, bias, mlp_type):
     fields = {"mlp_type": mlp_type, "mlp_bias": bias, "router_bias": bias, "swiglu_limit": 0.5}
     assert_equals_the_definition(sparse_mlp(implementation, **fields), 1e-5, torch.float32)
-    if implementation == "eager":
-        assert_equals_the_definition(sparse_mlp(**fields).double(), 1e-12, torch.float64)
+    assert_equals_the_definition(sparse_mlp(implementation, **fields).double(), 1e-12, torch.float64)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
