@@ -96,9 +96,8 @@ def test_imports_without_parallel_styles(monkeypatch):
     try:
         plans = importlib.import_module("copied.parallel_plans")
         assert plans.ALL_PARALLEL_STYLES is None
-        assert (
-            plans.tensor_parallel_plan(make_model("gpt_oss").config) == make_model("gpt_oss").config.base_model_tp_plan
-        )
+        config = make_model("gpt_oss").config
+        assert plans.tensor_parallel_plan(config).items() <= config.base_model_tp_plan.items()
     finally:
         for name in [name for name in sys.modules if name.startswith("copied.")]:
             del sys.modules[name]
