@@ -158,8 +158,9 @@ def test_every_private_override_has_a_test(owner):
 
 
 def test_private_attributes_of_the_model_are_those_of_transformers():
-    private = {name for name in own_names(GPTForCausalLM) if name.startswith("_")} - {"_fsdp_plan"}  # not in 5.17
-    assert private <= frameworks_names(GPTForCausalLM)
+    private = {name for name in own_names(GPTForCausalLM) if name.startswith("_")}
+    cached = {name for name in private if name.endswith("_cached_value")}  # set by transformers
+    assert private - cached - {"_fsdp_plan"} <= frameworks_names(GPTForCausalLM)  # the last is not in 5.17
 
 
 def test_ignored_keys_are_not_saved(monkeypatch, tmp_path):
