@@ -1,13 +1,15 @@
 """GPTConfig: validation, derived fields, overrides, saving and loading."""
 
+import copy
 import json
+import pickle
 from itertools import pairwise
 
 import pytest
 from tiny import TINY, VARIANTS, make_config
 
 from hf_gpt import GPTConfig, GPTForCausalLM
-from hf_gpt.model.configuration_gpt import ACTIVATIONS, PATTERN_FIELDS
+from hf_gpt.model.configuration_gpt import ACTIVATIONS, DERIVATIONS, LAYER_TYPES, PATTERN_FIELDS, PRESENT_IF
 
 INVALID = [
     ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
@@ -209,6 +211,144 @@ def test_overrides_at_loading_update_derived_fields(tmp_path):
     assert banded.layer_types == ["sliding_attention"] * 2
     with pytest.raises(ValueError, match="sliding_window=8 without a banded layer"):
         GPTConfig.from_pretrained(tmp_path, sliding_window=8)
+
+
+# A field, its derived value, fields that change this value when they are set at loading, and the new one.
+MOE = {"num_local_experts": 3}
+CHANGES = [
+    ({}, "head_dim", 8, {"hidden_size": 64}, 16),
+    ({}, "num_key_value_heads", 4, {"num_attention_heads": 8}, 8),
+    ({}, "embedding_size", 32, {"hidden_size": 64}, 64),
+    ({}, "intermediate_size", 128, {"hidden_size": 64}, 256),
+    ({}, "attention_output_bias", True, {"attention_bias": False}, False),
+    ({"norm_type": "rms_norm"}, "norm_parameters", "weight", {"norm_type": "layer_norm"}, "weight_and_bias"),
+    ({}, "final_norm", True, {"norm_position": "post"}, False),
+    (MOE, "moe_intermediate_size", 128, {"intermediate_size": 50}, 50),
+    (MOE, "moe_intermediate_size", 128, {"hidden_size": 64}, 256),
+    (MOE, "mlp_layer_types", ["sparse"] * 2, {"num_hidden_layers": 3}, ["sparse"] * 3),
+    ({}, "attention_patterns", ["dense"] * 2, {"num_hidden_layers": 3}, ["dense"] * 3),
+    ({}, "layer_types", ["full_attention"] * 2, {"num_hidden_layers": 1}, ["full_attention"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "value", "overrides", "derived"), CHANGES)
+def test_a_derived_field_follows_overrides(fields, name, value, overrides, derived, tmp_path):
+    config = make_config(**fields)
+    assert name in config.derived_fields
+    assert getattr(config, name) == value
+    config.save_pretrained(tmp_path)
+    loaded = GPTConfig.from_pretrained(tmp_path, **overrides)
+    assert getattr(loaded, name) == derived
+    assert name in loaded.derived_fields
+
+
+@pytest.mark.parametrize(("fields", "name", "value", "overrides", "derived"), CHANGES)
+def test_an_explicit_field_does_not_follow_overrides(fields, name, value, overrides, derived, tmp_path):
+    """Even if its value is the one that would be derived."""
+    config = make_config(**fields, **{name: value})
+    assert name not in config.derived_fields
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).derived_fields == config.derived_fields
+    if isinstance(value, list):
+        with pytest.raises(ValueError, match="has 2 entries: expected num_hidden_layers="):
+            GPTConfig.from_pretrained(tmp_path, **overrides)
+        return
+    loaded = GPTConfig.from_pretrained(tmp_path, **overrides)
+    assert getattr(loaded, name) == value
+    assert name not in loaded.derived_fields
+
+
+def test_an_override_is_explicit(tmp_path):
+    """Also in the configuration that is saved next."""
+    make_config().save_pretrained(tmp_path)
+    GPTConfig.from_pretrained(tmp_path, intermediate_size=128).save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path, hidden_size=64).intermediate_size == 128
+
+
+def test_an_override_of_none_is_derived(tmp_path):
+    make_config(intermediate_size=50).save_pretrained(tmp_path)
+    config = GPTConfig.from_pretrained(tmp_path, intermediate_size=None)
+    assert config.intermediate_size == 128
+    assert "intermediate_size" in config.derived_fields
+
+
+def edit(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"intermediate_size": 50},
+        {"head_dim": 16},
+        {"num_attention_heads": 5, "num_key_value_heads": 5},  # 5 does not divide 32, but the file has head_dim
+        {"hidden_size": 36, "num_attention_heads": 5, "num_key_value_heads": 5},
+        {"final_norm": False},
+    ],
+    ids=str,
+)
+def test_a_value_that_is_edited_in_the_file_is_explicit(fields, tmp_path):
+    """So are the others that would be derived otherwise."""
+    make_config().save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    edit(tmp_path, **fields)
+    loaded = GPTConfig.from_pretrained(tmp_path)
+    derivable = set(DERIVATIONS) & set(before)
+    assert {name: getattr(loaded, name) for name in derivable | set(fields)} == {
+        name: (before | fields)[name] for name in derivable | set(fields)
+    }
+    assert not set(loaded.derived_fields) & set(fields)
+    assert GPTConfig.from_pretrained(tmp_path, num_hidden_layers=1).head_dim == loaded.head_dim
+
+
+PATTERNS = {"attention_patterns": ["strided", "banded"], "attention_stride": 3, "sliding_window": 4}
+TYPES = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
+
+
+@pytest.mark.parametrize(
+    ("stored", "overrides", "patterns"),
+    [
+        (TYPES, {"attention_patterns": ["banded", "dense"]}, ["banded", "dense"]),
+        (PATTERNS, {"attention_patterns": ["banded", "strided"]}, ["banded", "strided"]),
+        (PATTERNS, {"layer_types": ["sliding_attention"] * 2, "attention_stride": None}, ["banded"] * 2),
+        (TYPES, {"layer_types": ["full_attention"] * 2, "sliding_window": None}, ["dense"] * 2),
+        ({}, {"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}, ["banded"] * 2),
+        ({}, PATTERNS | TYPES | {"attention_patterns": ["strided", "banded"]}, ["strided", "banded"]),
+    ],
+)
+def test_patterns_and_layer_types_replace_each_other(stored, overrides, patterns, tmp_path):
+    make_config(**stored).save_pretrained(tmp_path)
+    config = GPTConfig.from_pretrained(tmp_path, **overrides)
+    assert config.attention_patterns == patterns
+    assert config.layer_types == [LAYER_TYPES[pattern] for pattern in patterns]
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda config: pickle.loads(pickle.dumps(config)),
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("variant", ["default", "learned", "mixtral", "fixed"])
+def test_a_copy_is_equal(variant, duplicate):
+    config = make_config(variant, bos_token_id=1)
+    twin = duplicate(config)
+    assert twin == config
+    assert twin.to_dict() == config.to_dict()
+    assert vars(twin).keys() == vars(config).keys()
+    assert twin != make_config(variant, bos_token_id=2)
+
+
+def test_dictionaries_make_the_same_configuration(variant):
+    config = make_config(variant, bos_token_id=1)
+    for made in (GPTConfig.from_dict(config.to_dict()), GPTConfig(**config.to_dict())):
+        assert made.to_dict() == config.to_dict()
+        assert made.derived_fields == config.derived_fields
+        for name in PRESENT_IF:
+            assert hasattr(made, name) == hasattr(config, name)
 
 
 @pytest.mark.parametrize("name", PATTERN_FIELDS)

@@ -115,7 +115,7 @@ def test_packed_weights_equal_plain_weights(rows):
 
 
 def test_packed_weights_have_a_limit(monkeypatch):
-    monkeypatch.setattr(PackedWeights, "BYTES", 100)
+    monkeypatch.setattr(PackedWeights, "BYTES", 200)
     packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
     assert packed.get((first, None)) is not None
     assert packed.get((second, None)) is None
