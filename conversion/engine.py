@@ -73,7 +73,12 @@ def export(
     """Exports a model of hf_gpt to a native checkpoint. The other arguments and errors are those of `convert`.
 
     Args:
+        src: folder or Hub id of a model of hf_gpt.
+        out: folder to write, new or empty.
         family: the native format, one of `FAMILIES`.
+
+    Returns:
+        `out`.
 
     Raises:
         ValueError: the family cannot express a feature of the model. The message names it.

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from ..model.targets import IGNORED
 from .token_files import Tokens, open_tokens
-
-IGNORED = -100  # label that the loss ignores
 
 
 class TokenBlocks(Dataset):

@@ -14,7 +14,8 @@ from .norms import build_norm
 from .positions import build_rotation, identity
 from .sparse_attention import Batch, Piece, attend_by_pieces
 
-# From this many keys on, one query in bfloat16 on a CPU is slow in the kernel of `sdpa` (RESULTS.md, decoding).
+# From this many keys on, one query in bfloat16 on a CPU is slow in the kernel of `sdpa` (benchmarks/RESULTS.md, long
+# inputs).
 MANY_KEYS = 256
 
 

@@ -21,7 +21,7 @@ from .configuration_gpt import LAYER_TYPES, OWN_PATTERNS, GPTConfig
 from .sparse_attention import Piece, Span
 from .token_layout import TokenLayout
 
-# Below this many keys a mask takes less time than pieces (RESULTS.md, sparse attention).
+# Below this many keys a mask takes less time than pieces (benchmarks/RESULTS.md, sparse attention).
 MIN_KEYS_FOR_PIECES = 256
 
 
@@ -51,7 +51,8 @@ class GatheredKeys(NamedTuple):
 
 
 def create_attention_masks(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: TokenLayout) -> dict[str, Any]:
-    """Returns the mask of each pattern that the model has.
+    """Returns for each pattern of the model a mask of the attention implementation (a tensor, a BlockMask or None),
+    `Pieces` or `GatheredKeys`.
 
     Args:
         inputs_embeds: (B, T, D); only its shape, dtype and device are used.
@@ -173,21 +174,22 @@ def sparse_mask(pattern: Pattern, request: MaskRequest) -> Any:
             return split_into_pieces(pattern, tokens, offset)
         if length == 1 and not is_banded:
             return gather_keys(pattern, tokens, keys)
-    if is_banded and (tokens.spans is not None or not tokens.can_read):
+    if is_banded and (tokens.spans is not None or not tokens.may_read_values):
         return request.create(is_banded)  # without padding between tokens, slots differ as logical positions do
     return defined_mask(pattern, request)
 
 
 def split_into_pieces(pattern: Pattern, tokens: TokenLayout, offset: int) -> Pieces:
-    """Returns the pieces of each sequence. The first key of the layer is in slot `offset`."""
+    """Returns the pieces of each sequence of `tokens.spans`. The first key of the layer is in slot `offset`."""
     past, jobs, made = int(tokens.past), [], {}
     for row, start, stop in tokens.spans:
         first_query, first_key = max(start, past), max(start, offset)
         keys, queries = stop - first_key, stop - first_query
         if queries > 0:
             if (keys, queries) not in made:
-                make = masked_piece if keys < MIN_KEYS_FOR_PIECES else type(pattern).pieces
-                made[keys, queries] = make(pattern, keys, queries)
+                is_short = keys < MIN_KEYS_FOR_PIECES
+                pieces = masked_piece(pattern, keys, queries) if is_short else pattern.pieces(keys, queries)
+                made[keys, queries] = pieces
             span = Span(row, first_query - past, first_key - offset, queries, keys)
             jobs.append((span, made[keys, queries]))
     return Pieces(jobs)
@@ -201,12 +203,13 @@ def masked_piece(pattern: Pattern, keys: int, queries: int) -> list[Piece]:
 
 
 def gather_keys(pattern: Strided | Fixed, tokens: TokenLayout, keys: int) -> GatheredKeys:
-    """Returns the keys of one query in each row. Their number is constant for a static cache, so that it compiles."""
-    starts = [0] * tokens.batch
+    """Returns the keys of one query in each row, by `tokens.spans`, in a layer with `keys` keys. Their number is
+    constant for a static cache, so that decoding compiles."""
+    first_slots = [0] * tokens.batch
     for row, start, _ in tokens.spans:
-        starts[row] = start
-    starts = starts[:1] if len(set(starts)) == 1 else starts
-    starts = torch.tensor(starts, device=tokens.device)[:, None]  # (B or 1, 1)
+        first_slots[row] = start
+    first_slots = first_slots[:1] if len(set(first_slots)) == 1 else first_slots
+    starts = torch.tensor(first_slots, device=tokens.device)[:, None]  # (B or 1, 1)
     slots = pattern.keys_of(tokens.past - starts, keys - 1)
     seen = slots >= 0
     return GatheredKeys((slots + starts).clamp(min=0), seen[:, None, None].expand(tokens.batch, -1, -1, -1))

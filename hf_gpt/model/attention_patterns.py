@@ -21,8 +21,8 @@ import torch
 from .configuration_gpt import GPTConfig
 from .sparse_attention import Piece
 
-# About the number of queries of one piece: the allocator of a CPU reuses buffers of this size (RESULTS.md, sparse
-# attention).
+# About the number of queries of one piece: the allocator of a CPU reuses buffers of this size (benchmarks/RESULTS.md,
+# sparse attention).
 CHUNK = 1024
 
 
@@ -71,18 +71,18 @@ class Banded(NamedTuple):
     def pieces(self, keys: int, queries: int) -> list[Piece]:
         """Returns blocks of queries, each with the window of keys that it needs."""
         past = keys - queries
-        block = 64 if self.window <= 128 else 128 if self.window <= 512 else 256  # RESULTS.md, sparse attention
+        block = 64 if self.window <= 128 else 128 if self.window <= 512 else 256  # measured
         parts = -(-(self.window - 1) // block) + 1
         before = (parts - 1) * block  # keys of a window before its block
-        head = min(queries, max(0, before - past))  # queries whose window would start before the first key
-        blocks, tail = divmod(queries - head, block)
-        pieces = [self._corner(past, 0, head)] if head else []
+        lead = min(queries, max(0, before - past))  # queries whose window would start before the first key
+        blocks, rest = divmod(queries - lead, block)
+        pieces = [self._corner(past, 0, lead)] if lead else []
         mask = self._mask(block, before + block)
         for first, count in chunks(blocks, block):
-            start = head + first * block
+            start = lead + first * block
             keys_of = windows(past + start - before, block, parts, count)
             pieces.append(Piece(rows(start, block, count), keys_of, mask=mask, overlaps=True))
-        return [*pieces, self._corner(past, queries - tail, queries)] if tail else pieces
+        return [*pieces, self._corner(past, queries - rest, queries)] if rest else pieces
 
     def _corner(self, past: int, start: int, stop: int) -> Piece:
         first = max(0, past + start - self.window + 1)
@@ -133,7 +133,7 @@ class Strided(NamedTuple):
         columns = []
         edges = sorted({0, past % stride, keys % stride, stride})
         for phase, after in pairwise(edges):
-            width = after - phase
+            width = after - phase  # phases with equally many rows and the same first query
             last = -(-(keys - phase) // stride)  # number of rows of these phases among the keys
             first = max(1, -(-(past - phase) // stride))  # the row of their first query that sees an earlier one
             if last <= first:
@@ -180,18 +180,18 @@ class Fixed(NamedTuple):
     def pieces(self, keys: int, queries: int) -> list[Piece]:
         """Returns each block by itself, then groups of queries with the summaries of all earlier blocks."""
         stride, past = self.stride, keys - queries
-        head = min(queries, -past % stride)  # queries that complete a block of the past
-        blocks, tail = divmod(queries - head, stride)
+        lead = min(queries, -past % stride)  # queries that complete a block of the past
+        blocks, rest = divmod(queries - lead, stride)
         pieces = []
-        if head:
+        if lead:
             begun = past - past % stride
-            seen = causal_mask(head, past + head - begun)
-            pieces.append(Piece(whole(0, head), whole(begun, past + head), mask=seen))
+            seen = causal_mask(lead, past + lead - begun)
+            pieces.append(Piece(whole(0, lead), whole(begun, past + lead), mask=seen))
         for first, count in chunks(blocks, stride):
-            start = head + first * stride
+            start = lead + first * stride
             pieces.append(Piece(rows(start, stride, count), rows(past + start, stride, count), causal=True))
-        if tail:
-            pieces.append(Piece(whole(queries - tail, queries), whole(keys - tail, keys), causal=True))
+        if rest:
+            pieces.append(Piece(whole(queries - rest, queries), whole(keys - rest, keys), causal=True))
         group = max(CHUNK, queries // 16)
         for start in range(max(0, stride - past), queries, group):
             stop = min(queries, start + group)

@@ -2,7 +2,7 @@
 
 This code is saved with checkpoints and has to run on later releases. An operation that a release has renamed, removed
 or given other arguments is None here, and the fallback computes the same results more slowly. No other module of the
-model uses a private operation.
+model calls a private operation.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ FLASH_BACKWARD = find_operation(
     *("grad_out", "query", "key", "value", "out", "logsumexp", "dropout_p", "is_causal", "attn_mask", "scale"),
 )
 
-INT8_MATMUL = find_operation("_weight_int8pack_mm")
+INT8_MATMUL = find_operation("ops.aten._weight_int8pack_mm.default", "self", "mat2", "scales")
 INT4_MATMUL = find_operation("ops.aten._weight_int4pack_mm_for_cpu.default", "self", "mat2", "qGroupSize")
 INT4_PACK = find_operation("ops.aten._convert_weight_to_int4pack_for_cpu.default", "self", "innerKTiles")
 
@@ -86,7 +86,8 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
-    """True for plain tensors on a CPU in a dtype of oneDNN's linear kernel."""
+    """True for plain tensors on a CPU in a dtype of oneDNN's linear kernel: the condition of `Route.ONEDNN` and of
+    `matmul`."""
     if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands):
         return False
     return all(operand is None or operand.is_cpu for operand in operands)

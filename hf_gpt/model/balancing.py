@@ -42,7 +42,7 @@ class Balance(NamedTuple):
 def measure_balance(
     router_logits: tuple[torch.Tensor, ...],
     router_indices: tuple[torch.Tensor, ...],
-    padding_mask: torch.Tensor | None,
+    mask: torch.Tensor | None,
     config: GPTConfig,
     over_processes: bool = False,
 ) -> Balance:
@@ -51,17 +51,18 @@ def measure_balance(
     Args:
         router_logits: for each sparse layer, (B * T, experts).
         router_indices: for each sparse layer, (B * T, k), the chosen experts.
-        padding_mask: (B, past + T), True where there is a token; None without padding.
+        mask: (B, past + T), True where there is a token; None without padding.
+        config: its coefficients are not applied.
         over_processes: sum the loads over all processes, so that the loss and its gradients are those of the whole
             batch (Qiu et al. 2025). All processes must then call this function, as they do in training.
     """
-    mask = token_weights(padding_mask, router_logits[0])  # (B * T,)
-    chosen = [torch.zeros_like(logits, dtype=mask.dtype) for logits in router_logits]
-    loads = [mask @ each.scatter_(-1, indices, 1.0) for each, indices in zip(chosen, router_indices, strict=True)]
-    shares = [mask @ probabilities(logits.to(mask.dtype), config) for logits in router_logits]
-    squares = [mask @ logits.to(mask.dtype).logsumexp(dim=-1).square() for logits in router_logits]
+    weights = token_weights(mask, router_logits[0])  # (B * T,)
+    chosen = [torch.zeros_like(logits, dtype=weights.dtype) for logits in router_logits]
+    loads = [weights @ each.scatter_(-1, indices, 1.0) for each, indices in zip(chosen, router_indices, strict=True)]
+    shares = [weights @ probabilities(logits.to(weights.dtype), config) for logits in router_logits]
+    squares = [weights @ logits.to(weights.dtype).logsumexp(dim=-1).square() for logits in router_logits]
 
-    tokens = mask.sum()
+    tokens = weights.sum()
     load, all_tokens = torch.stack(loads), tokens
     if over_processes and distributed.is_available() and distributed.is_initialized():
         load, all_tokens = sum_over_processes(load, tokens)
@@ -73,13 +74,13 @@ def measure_balance(
     return Balance(load, aux_loss, torch.stack(squares).mean() / tokens.clamp(min=1))
 
 
-def token_weights(padding_mask: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+def token_weights(mask: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
     """Returns 1.0 for a token and 0.0 for padding, (B * T,), in the dtype of the losses."""
     ones = torch.ones(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    if padding_mask is None:
+    if mask is None:
         return ones
-    length = len(logits) // len(padding_mask)
-    return padding_mask[:, -length:].flatten().to(ones)
+    length = len(logits) // len(mask)
+    return mask[:, -length:].flatten().to(ones)
 
 
 def probabilities(logits: torch.Tensor, config: GPTConfig) -> torch.Tensor:

@@ -79,7 +79,7 @@ class PreallocatedLayer(DynamicLayer):
 
 class DenseLayer(PreallocatedLayer):
     """Preallocates in float32 on a CPU alone: in bfloat16 oneDNN copies keys that are not contiguous, and accelerators
-    were not measured (RESULTS.md, decoding)."""
+    were not measured (benchmarks/RESULTS.md, long inputs)."""
 
     def can_preallocate(self, states: torch.Tensor) -> bool:
         return states.is_cpu and states.dtype == torch.float32 and super().can_preallocate(states)
@@ -102,8 +102,8 @@ class FixedLayer(DynamicLayer):
         self.cumulative_length = 0
         self.positions: torch.Tensor | None = None  # (B, cached keys), logical, -1 for padding
         self.expected: torch.Tensor | None = None
-        self.complete = 0  # length down to which tokens can be cropped
-        self.due = 0  # length at which the block of some row is complete
+        self.shortest_crop = 0  # length down to which tokens can be cropped
+        self.next_prune = 0  # length at which the block of some row is complete
 
     def activate_past_recording(self) -> None:
         """Keeps all keys until the next `crop`, as transformers' sliding layers do."""
@@ -124,7 +124,7 @@ class FixedLayer(DynamicLayer):
         self.expected = None
         self.positions = new if self.positions is None else torch.cat((self.positions, new), dim=1)
         self.cumulative_length += length
-        if self.cumulative_length >= self.due and not self.record_past:
+        if self.cumulative_length >= self.next_prune and not self.record_past:
             self.prune()
         return keys, values
 
@@ -143,8 +143,8 @@ class FixedLayer(DynamicLayer):
             self.keys = self.keys.gather(2, order.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
             self.values = self.values.gather(2, order.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
         unbroken = is_token.flip(1).long().cumprod(dim=1).sum(dim=1)  # tokens since the last padding
-        self.complete = self.cumulative_length - int(torch.minimum(begun, unbroken).min())
-        self.due = self.cumulative_length + int((self.pattern.stride - begun).min())
+        self.shortest_crop = self.cumulative_length - int(torch.minimum(begun, unbroken).min())
+        self.next_prune = self.cumulative_length + int((self.pattern.stride - begun).min())
 
     def get_seq_length(self) -> int:
         return self.cumulative_length
@@ -171,9 +171,9 @@ class FixedLayer(DynamicLayer):
         if not self.is_initialized:
             return
         length = self.cumulative_length + tokens_to_remove
-        if length < self.complete:
+        if length < self.shortest_crop:
             raise RuntimeError(
-                f"cannot remove {-tokens_to_remove} tokens: a block was complete after {self.complete} of "
+                f"cannot remove {-tokens_to_remove} tokens: a block was complete after {self.shortest_crop} of "
                 f"{self.cumulative_length}, and its keys were dropped. Call activate_past_recording() on a cache that "
                 "holds something, before the tokens that may go."
             )

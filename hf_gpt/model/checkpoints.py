@@ -10,7 +10,7 @@ from .configuration_gpt import GPTConfig
 NEEDS_TORCHAO = "quantized weights need torchao: pip install 'hf_gpt[quant]'"
 
 
-class CheckpointLoading:
+class CheckpointFiles:
     """The part of a model class that loads and saves checkpoints."""
 
     @classmethod
@@ -30,7 +30,9 @@ class CheckpointLoading:
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except ModuleNotFoundError as error:
-            raise ImportError(NEEDS_TORCHAO) if (error.name or "").startswith("torchao") else error from None
+            if (error.name or "").startswith("torchao"):
+                raise ImportError(NEEDS_TORCHAO) from None
+            raise
         except SafetensorError as error:
             file = damaged_file(pretrained_model_name_or_path)
             raise OSError(f"{file} is truncated or damaged: {error}") from None

@@ -36,8 +36,19 @@ PATTERN_FIELDS = {
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 
-# Names of other families for fields without which a dense model would be built.
+# Names that other families have for our fields: transformers would store them as attributes without effect.
 OTHER_NAMES = {
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_ctx": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "activation_function": "hidden_act",
     "num_experts": "num_local_experts",
     "n_routed_experts": "num_local_experts",
     "n_shared_experts": "num_shared_experts",
@@ -222,10 +233,10 @@ PRESENT_IF: dict[str, Callable[["GPTConfig"], bool]] = {
 class GPTConfig(PreTrainedConfig):
     """The architecture of one member of the GPT lineage.
 
-    The defaults are GPT-2 small with rotary positions. A field whose default is None is derived from the others if it
-    is left out; `derived_fields` lists these, in config.json too, so that they are derived again when a configuration
-    is loaded with other values. All fields are checked when a configuration is made, when a model is built from it,
-    and when it is saved.
+    The defaults are GPT-2 small with rotary positions, without dropout and special tokens. A field whose default is
+    None is derived from the others if it is left out; `derived_fields` lists these, in config.json too, so that they
+    are derived again when a configuration is loaded with other values. All fields are checked when a configuration is
+    made, when a model is built from it, and when it is saved.
 
     Raises:
         ValueError: a field has an invalid value, or contradicts another. The message names the field, its value and
@@ -446,7 +457,11 @@ class GPTConfig(PreTrainedConfig):
 
     @classmethod
     def override(cls, stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        """Returns stored fields with some replaced, and without those that are derived: they are derived again."""
+        """Returns stored fields with some replaced, and without those that are derived: they are derived again.
+
+        Raises:
+            ValueError: the stored fields are invalid.
+        """
         if not overrides:
             return stored
         replaced = {*cls(**stored).derived_fields, "derived_fields", *map(SAME_DECISION.get, overrides)}
@@ -454,7 +469,7 @@ class GPTConfig(PreTrainedConfig):
 
     def validate(self) -> None:
         """Checks each field, and the fields against each other. Called at construction, by models and by
-        `save_pretrained`."""
+        `save_pretrained`. A size that no layer uses is set to None, with a warning."""
         self._check_fields()
         self._check_heads()
         self._drop_unused_sizes()

@@ -51,8 +51,8 @@ class SparseLookup(torch.autograd.Function):
 
 
 def suits_tied_lookup(embedding: nn.Module, head: nn.Module, ids: torch.Tensor | None) -> bool:
-    """True if `look_up_tied` computes what the embedding does, and is faster: both modules are bare and share one plain
-    float32 weight on a CPU whose gradient is recorded."""
+    """True if `look_up_tied` computes what the embedding does for ids of (B, T), and is faster: both modules are bare
+    and share one plain float32 weight on a CPU whose gradient is recorded."""
     if ids is None or not (torch.is_grad_enabled() and is_bare(embedding, Embedding) and is_bare(head)):
         return False
     weight = head.weight
@@ -64,7 +64,7 @@ def look_up_tied(weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
     """Returns the embeddings of the ids, (B, T, D), and the same weight, (vocab_size, D), for the output layer.
 
     The gradient of the embeddings is added to that of the output layer in place. Otherwise autograd makes it dense
-    first: 154 MB of mostly zeros for GPT-2, a twentieth of a training step (RESULTS.md, training step).
+    first: 154 MB of mostly zeros for GPT-2, a twentieth of a training step (benchmarks/RESULTS.md, training step).
 
     Raises:
         ValueError: a token id outside the vocabulary.

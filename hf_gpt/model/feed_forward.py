@@ -81,7 +81,7 @@ class ActivatedLinear(torch.autograd.Function):
 
 
 # A larger activation is recomputed in backward: the allocator of a CPU maps memory anew above this size in every step,
-# which takes longer than the activation (RESULTS.md, training step).
+# which takes longer than the activation (benchmarks/RESULTS.md, training step).
 RECOMPUTED_BYTES = 32 * 2**20
 
 
@@ -93,7 +93,8 @@ def is_recomputed(inputs: torch.Tensor) -> bool:
 def activate_and_project(
     activate: Callable[..., torch.Tensor], layer: nn.Module, *inputs: torch.Tensor
 ) -> torch.Tensor:
-    """Returns layer(activate(inputs)). On a CPU a large activation is not saved for backward."""
+    """Returns layer(activate(inputs)), inputs of (..., intermediate) to (..., out). On a CPU a large activation is not
+    saved for backward."""
     if torch.is_grad_enabled() and route(layer, *inputs) is Route.ONEDNN and is_recomputed(inputs[0]):
         return ActivatedLinear.apply(activate, layer.weight, layer.bias, *inputs)
     return layer(activate(*inputs))

@@ -19,7 +19,8 @@ class Support(NamedTuple):
     sinks: bool
 
 
-# The contract of transformers' attention interface, which every other implementation has: a mask, or a window.
+# The contract of transformers' attention interface, which all other implementations have: a mask or a window. They may
+# ignore `s_aux`, and a model with sinks would run without them.
 CONTRACT = Support(("dense", "banded"), sinks=False)
 SUPPORT = {
     "eager": Support(tuple(LAYER_TYPES), sinks=True),
@@ -49,7 +50,7 @@ def check_attention_implementation(config: GPTConfig, implementation: str) -> No
 
 
 class HasExperts:
-    """The method `_can_set_experts_implementation`, which transformers calls on models and its test suite on classes.
+    """The method `_can_set_experts_implementation`: transformers calls it on models, its test suite on classes.
 
     A model answers by its configuration. A class answers whether it has built a mixture of experts, which no model
     depends on: the suite only skips the tests of experts otherwise.

@@ -26,7 +26,8 @@ class Route(Enum):
 
 
 def route(layer: nn.Module, *states: torch.Tensor) -> Route:
-    """Returns how to compute a linear layer from outside: its own route, if a call would do nothing else."""
+    """Returns how a caller may compute `layer(states)`, states of (..., in): by the layer's own route if it is bare,
+    else by the module."""
     return route_product(layer.weight, layer.bias, *states) if is_bare(layer) else Route.MODULE
 
 
@@ -106,7 +107,8 @@ def linear_gradients(
 
 
 def weight_gradient(gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """(N, out) and (N, in) to (out, in), by the faster of two libraries (RESULTS.md, linear layers)."""
+    """(N, out) and (N, in) to (out, in), by the library that is faster for the shape (benchmarks/RESULTS.md, the
+    lineage)."""
     if gradient.dtype == torch.float32 and gradient.shape[1] <= states.shape[1]:
         return matmul(gradient.t(), states)
     return gradient.t() @ states
@@ -131,10 +133,8 @@ def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tup
 
 
 class PackedWeights:
-    """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones.
-
-    The speedup over plain weights is 1.3 to 1.9 at one to 16 rows, 1.2 at 64 rows (RESULTS.md, decoding).
-    """
+    """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones
+    (benchmarks/RESULTS.md, decoding and quantized weights)."""
 
     ROWS = 64
     BYTES = 2 * 2**30  # limit on all packed weights together
@@ -148,12 +148,15 @@ class PackedWeights:
     def get(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Returns weights followed by as many biases as one packed weight and one bias, or None beyond the limit."""
         key = tuple(map(id, parameters))
-        if key not in self.packed and self.bytes < self.BYTES:
+        if key not in self.packed:
+            size = sum(2 * weight.numel() for weight in halves(parameters)[0])  # bytes
+            if self.bytes + size > self.BYTES:
+                return None
             weight, bias = joined(parameters, torch.bfloat16)
             self.packed[key] = pack_weight(weight), bias
             self.sources.append(parameters)
-            self.bytes += weight.nbytes
-        return self.packed.get(key)
+            self.bytes += size
+        return self.packed[key]
 
 
 # The packed weights of the running generate().
@@ -184,8 +187,8 @@ def project(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Ten
 class Linear(nn.Linear):
     """x W^T + b.
 
-    On a CPU by oneDNN: in float32 a speedup of 1.1 to 2 over the BLAS that `F.linear` calls on AMD processors, from one
-    row to a thousand (RESULTS.md, linear layers). A quantized weight is multiplied by its own kernel.
+    On a CPU by oneDNN: in float32 a speedup of 1.1 to 2.2 over the BLAS that `F.linear` calls on AMD processors, from
+    one row to a thousand (benchmarks/RESULTS.md, the lineage). A quantized weight is multiplied by its own kernel.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -204,7 +207,7 @@ class Linear(nn.Linear):
 
 
 def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:
-    """Returns the outputs of several linear layers for the same states.
+    """Returns the outputs of several linear layers for the same states: (..., in) to one (..., out) for each layer.
 
     One product computes them all where the concatenated weight pays for itself: where gradients are recorded, and with
     packed weights.

@@ -26,7 +26,7 @@ ADDED_ROWS = 1024
 
 
 class LossTerms(NamedTuple):
-    """The terms of the loss of one token: the cross-entropy, with labels smoothed towards the uniform distribution
+    """The terms of the loss of one token: the cross-entropy, with labels smoothed toward the uniform distribution
     (Szegedy et al. 2016, section 7), and the z-loss, the squared logarithm of the partition function (PaLM, section 5).
     """
 
@@ -100,7 +100,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         terms: LossTerms,
     ) -> torch.Tensor:
         """States, (N, D), in the dtype of the products; weight, (vocab_size, D); bias, (vocab_size,); targets, (N,),
-        each in [0, vocab_size)."""
+        each in [0, vocab_size); divisor, a scalar. Returns a scalar in float32 at least."""
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         columns, offset = weight.to(states.dtype).t(), None if bias is None else bias.to(states.dtype)
         precise = torch.promote_types(states.dtype, torch.float32)
@@ -167,9 +167,11 @@ def language_model_loss(
     any other head, and any head inside a compiled graph, is called again for each chunk in backward.
 
     Args:
-        head: the output layer, (..., D) to (..., vocab_size).
+        head: the output layer, (..., D) to (..., vocab_size); or the identity, if `hidden_states` are logits.
         hidden_states: (B, T, D).
-        targets: B x T targets. Without any the mean is NaN, as in PyTorch.
+        targets: B x T targets. Without any, and without the number of items in the batch, the loss is NaN.
+        terms: the loss of one token.
+        vocab_size: number of classes, to check the targets.
         tied_weight: the weight of the head as `look_up_tied` returns it.
 
     Raises:
@@ -184,9 +186,9 @@ def language_model_loss(
         weight = head.weight if tied_weight is None else tied_weight
         return LinearCrossEntropy.apply(states, weight, head.bias, targets.ids[predicting], targets.divisor, terms)
 
-    def sum_of_chunk(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def sum_of_chunk(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         logits = head(states)
-        return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+        return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids)
 
     rows = max(1, -(-len(states) // COMPILED_CHUNKS))
     if not (torch.compiler.is_compiling() or (distributed.is_available() and distributed.is_initialized())):

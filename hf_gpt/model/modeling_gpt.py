@@ -4,8 +4,8 @@
               -> N x block:  x + attention(norm(x)),  x + feed_forward(norm(x))
               -> norm -> project_out -> lm_head, or the output layer of a task head
 
-`GPTConfig` names each choice that makes this GPT-1, GPT-2, GPT-NeoX, OPT or gpt-oss. The choices are made when the
-model is built: a forward pass has no branch that depends on the configuration.
+`GPTConfig` names each choice that makes this GPT-1, GPT-2, GPT-NeoX, OPT or gpt-oss. The modules are chosen when the
+model is built; in a forward pass only masks, caches and layerdrop depend on the configuration.
 """
 
 import math
@@ -35,7 +35,7 @@ from .attention import GPTAttention
 from .attention_masks import create_attention_masks
 from .balancing import BalancedDecoder
 from .caches import prepare_cache
-from .checkpoints import CheckpointLoading
+from .checkpoints import CheckpointFiles
 from .configuration_gpt import GPTConfig
 from .embedding import Embedding, look_up_tied, suits_tied_lookup
 from .experts import Experts
@@ -56,7 +56,7 @@ def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class GPTBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward around the residual stream. The subclasses are the orders of the lineage."""
+    """Attention and feed-forward around the residual stream. Subclasses differ in the order of norms and sums."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class GPTBlock(GradientCheckpointingLayer):
 
 
 class PreNormBlock(GPTBlock):
-    """GPT-2 and most of what followed."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): GPT-2 and most later models."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = hidden_states + self.attend(self.self_attn_norm(hidden_states), **kwargs)
@@ -83,7 +83,7 @@ class PreNormBlock(GPTBlock):
 
 
 class PostNormBlock(GPTBlock):
-    """GPT-1, OPT 350M."""
+    """norm(x + attention(x)), then norm(x + feed_forward(x)): GPT-1, OPT 350M."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.self_attn_norm(hidden_states + self.attend(hidden_states, **kwargs))
@@ -91,7 +91,7 @@ class PostNormBlock(GPTBlock):
 
 
 class ParallelBlock(GPTBlock):
-    """GPT-NeoX."""
+    """x + attention(norm_1(x)) + feed_forward(norm_2(x)): GPT-NeoX."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         attended = self.attend(self.self_attn_norm(hidden_states), **kwargs)
@@ -99,7 +99,7 @@ class ParallelBlock(GPTBlock):
 
 
 class SharedNormBlock(GPTBlock):
-    """GPT-J."""
+    """x + attention(norm(x)) + feed_forward(norm(x)): GPT-J."""
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -119,7 +119,7 @@ def block_class(config: GPTConfig) -> type[GPTBlock]:
     return PreNormBlock
 
 
-class GPTPreTrainedModel(CheckpointLoading, ImplementationChoice, PreTrainedModel):
+class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, PreTrainedModel):
     """The base class of all models here: their initial weights, and what transformers may do with them."""
 
     config_class = GPTConfig
@@ -280,11 +280,8 @@ class GPTModel(GPTPreTrainedModel):
 
 @dataclass
 class GPTCausalLMOutput(MoeCausalLMOutputWithPast):
-    """The output of `GPTForCausalLM`; the fields below are those of a mixture of experts.
-
-    `lm_loss`, `aux_loss` and `z_loss` are scalars without coefficients, `tokens_per_expert` is (sparse layers,
-    experts).
-    """
+    """For a mixture of experts also `lm_loss`, `aux_loss` and `z_loss`, scalars without coefficients, and
+    `tokens_per_expert`, (sparse layers, experts)."""
 
     lm_loss: torch.Tensor | None = None
     z_loss: torch.Tensor | None = None
@@ -322,7 +319,7 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
         """Predict the token after each one. The arguments are those of `GPTModel`, and:
 
         Args:
-            labels: (B, T), usually `input_ids`; -100 (or `ignore_index`) is ignored. Shifted here, so that position t
+            labels: (B, T), usually `input_ids`; -100 (or `ignore_index`) is ignored. They are shifted: position t
                 predicts the label at t + 1. If all are ignored, the mean is NaN, as in PyTorch.
             logits_to_keep: compute the logits of this many last positions (0: of all), or of these indices.
             skip_logits: return the loss without logits, in memory that does not depend on the length. The default is
@@ -334,7 +331,8 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
             `z_loss`, whose weighted sum is `loss`, and `tokens_per_expert`.
 
         Raises:
-            ValueError: as `GPTModel`; a label outside the vocabulary (on a CPU); `skip_logits=True` without labels.
+            ValueError: as `GPTModel`; a label outside the vocabulary (on a CPU); `skip_logits=True` without labels or
+                with a loss function of the user.
         """
         skip_logits, tied_weight = self.resolve_skip_logits(skip_logits, labels), None
         embedding, head = self.model.embed_tokens, self.lm_head
@@ -359,7 +357,8 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
             if hasattr(self, "_loss_function"):
                 lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             else:
-                lm_loss = self.compute_loss(hidden_states, logits, targets, tied_weight)
+                in_order = logits if isinstance(logits_to_keep, int) else None
+                lm_loss = self.compute_loss(hidden_states, in_order, targets, tied_weight)
             loss = self.add_balance(lm_loss, balance, targets)
         result = GPTCausalLMOutput(
             loss=loss,
@@ -375,13 +374,14 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
         return result
 
     def resolve_skip_logits(self, skip_logits: bool | None, labels: torch.Tensor | None) -> bool:
-        """Returns whether to compute the loss without logits. A loss function that the user has set
-        (`model.loss_function = ...`) needs logits."""
+        """Returns whether to compute the loss without logits, by default in training. A loss function that the user has
+        set (`model.loss_function = ...`) needs logits."""
         if skip_logits and labels is None:
             raise ValueError("skip_logits=True without labels: expected labels, or there is nothing to return")
-        if hasattr(self, "_loss_function") or labels is None:
-            return False
-        return self.training if skip_logits is None else skip_logits
+        if skip_logits and hasattr(self, "_loss_function"):
+            raise ValueError("skip_logits=True with a loss_function of the user: expected False, it needs logits")
+        can_skip = labels is not None and not hasattr(self, "_loss_function")
+        return can_skip and (self.training if skip_logits is None else skip_logits)
 
     def compute_loss(
         self,
@@ -391,12 +391,11 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
         tied_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the loss of the language model, a scalar, from logits of all positions if these exist."""
-        terms = LossTerms(self.config.label_smoothing, self.config.lm_z_loss_coef) if self.training else LossTerms()
+        config, options = self.config, {"vocab_size": self.config.vocab_size, "tied_weight": tied_weight}
+        terms = LossTerms(config.label_smoothing, config.lm_z_loss_coef) if self.training else LossTerms()
         has_all_logits = logits is not None and logits.shape[1] == hidden_states.shape[1]
         head, states = (identity, logits) if has_all_logits else (self.lm_head, hidden_states)
-        return language_model_loss(
-            head, states, targets, terms, vocab_size=self.config.vocab_size, tied_weight=tied_weight
-        )
+        return language_model_loss(head, states, targets, terms, **options)
 
 
 class Prediction(NamedTuple):
@@ -442,7 +441,8 @@ class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> Prediction:
-        """Runs the decoder and the output layer, and with labels computes the loss."""
+        """Runs decoder, output layer and loss, with the arguments of the head's `forward`. Logits are (B, T, outputs),
+        or (B, outputs) if the head pools."""
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
         outputs, balance = self.run_decoder(input_ids, attention_mask, **inputs)
         states = outputs.last_hidden_state

@@ -12,7 +12,8 @@ from torch import nn
 
 from .backends import INT4_MATMUL, INT4_PACK, INT8_MATMUL
 
-# From this many rows on, one product with the dequantized matrix is faster (RESULTS.md, quantized weights).
+# From this many rows on, one product with the dequantized matrix is faster (benchmarks/RESULTS.md, decoding and
+# quantized weights).
 MANY_ROWS = {"int8": 17, "int4": 193}
 
 INT8_ALIGNMENT = 16  # bytes; the int8 kernel crashes where a row of the matrix starts at any other address
@@ -116,17 +117,20 @@ def look_up_int8(weight: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return (weight.qdata[indices] * weight.scale[indices]).to(weight.dtype)
 
 
-class Kernels(NamedTuple):
-    """What a quantized tensor class is used for."""
+class TensorKernels(NamedTuple):
+    """The operations of a quantized tensor class."""
 
     multiply: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
     """States, weight and bias to x W^T + b."""
-    look_up: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    look_up: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """Weight and row indices to these rows."""
 
 
 # By the name of the tensor class.
-KERNELS = {"Int8Tensor": Kernels(multiply_int8, look_up_int8), "Int4Tensor": Kernels(multiply_int4)}
+KERNELS = {
+    "Int8Tensor": TensorKernels(multiply_int8, look_up_int8),
+    "Int4Tensor": TensorKernels(multiply_int4, lambda weight, indices: dequantize_int4(weight)[indices]),
+}
 
 
 def is_quantized(weight: torch.Tensor) -> bool:

@@ -84,7 +84,7 @@ def attend_by_pieces(
     return output.transpose(1, 2)
 
 
-class Kernels(NamedTuple):
+class CPUKernels(NamedTuple):
     """Computes pieces by the kernels of the CPU, and writes results in place."""
 
     scaling: float
@@ -92,9 +92,11 @@ class Kernels(NamedTuple):
     def attend(
         self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the output of a piece, (X, heads, q, head_dim), and its log-sum-exp, (X, heads, q, 1)."""
         return flash_attention(query, key, value, additive(piece.mask, query), piece.causal, self.scaling)
 
     def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Writes the result of a piece into that of the sequence, and returns the latter."""
         piece.queries(whole).copy_(part)
         return whole
 
@@ -108,10 +110,12 @@ class Plain(NamedTuple):
     def attend(
         self, piece: Piece, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the same as `CPUKernels.attend`."""
         mask = additive(piece.mask, query)
         return plain_attention(query, key, value, mask, piece.causal, self.scaling, self.dropout)
 
     def put(self, piece: Piece, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Returns the result of the sequence with that of a piece written to it, as a new tensor."""
         if part.shape == whole.shape:
             return part
         slots = piece.queries(torch.arange(whole.shape[1], device=whole.device)[None, :, None]).flatten()
@@ -124,7 +128,7 @@ def combine(
     value: torch.Tensor,
     sinks: torch.Tensor | None,
     jobs: Jobs,
-    by: Kernels | Plain,
+    by: CPUKernels | Plain,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the output, (B, heads, T, head_dim), and the log-sum-exp of all scores, (B, heads, T, 1)."""
     batch, heads, length, head_dim = query.shape
@@ -162,7 +166,7 @@ class UnionAttention(torch.autograd.Function):
         jobs: Jobs,
         scaling: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return combine(query, key, value, sinks, jobs, Kernels(scaling))
+        return combine(query, key, value, sinks, jobs, CPUKernels(scaling))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, outputs: tuple[torch.Tensor, torch.Tensor]) -> None:

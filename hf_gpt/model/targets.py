@@ -12,13 +12,13 @@ class Targets(NamedTuple):
     """The targets of one micro-batch. The loss and the balancing losses of one forward pass share this object."""
 
     ids: torch.Tensor
-    """(N,), `IGNORED` where nothing is predicted."""
+    """(N,) for a language model, the labels of any shape for other heads; `IGNORED` where nothing is predicted."""
     num_items_in_batch: torch.Tensor | int | None = None
     """Number of targets in the whole batch; None if this micro-batch is the whole batch."""
 
     @property
     def is_target(self) -> torch.Tensor:
-        """(N,), True where something is predicted."""
+        """True where something is predicted, in the shape of `ids`."""
         return self.ids != IGNORED
 
     @property
@@ -37,11 +37,12 @@ class Targets(NamedTuple):
         """Turns a mean over these targets into their part of the mean over the whole batch.
 
         Under gradient accumulation the Trainer passes the number of targets of the whole batch to each forward pass,
-        and adds up the losses.
+        and adds up the losses. Without any target the mean is NaN, but its part of the whole batch is 0.
         """
         if self.num_items_in_batch is None:
             return mean_loss
-        return mean_loss * self.count.to(mean_loss.device) / self.num_items_in_batch
+        count = self.count.to(mean_loss.device)
+        return torch.where(count > 0, mean_loss * count / self.num_items_in_batch, 0.0)
 
 
 def next_token_targets(

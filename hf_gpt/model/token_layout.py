@@ -27,7 +27,7 @@ class TokenLayout:
         past_key_values: cache that holds the earlier tokens.
 
     Raises:
-        ValueError: an attention mask without the cached slots.
+        ValueError: an attention mask shorter than past + T.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TokenLayout:
         self.given_position_ids = position_ids
         self.past = past_key_values.get_seq_length() if past_key_values is not None else 0
         """Cached slots: an int, or a scalar tensor for a static cache."""
-        self.can_read = not torch.compiler.is_compiling()
+        self.may_read_values = not torch.compiler.is_compiling()
         """False in a compiled graph, which must not depend on values of tensors."""
         self._found: dict[str, Any] = {}
         self.mask = self._padding_mask()
@@ -59,15 +59,16 @@ class TokenLayout:
         mask = padding_mask(self.attention_mask)
         if mask is None:
             return None
-        is_checked = isinstance(self.past, int) and (self.past or self.can_read)
+        # In a compiled graph without a past the comparison would tie the lengths of the inputs together.
+        is_checked = isinstance(self.past, int) and (self.past or self.may_read_values)
         if is_checked and mask.shape[1] < self.past + self.length:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} slots: expected {self.past} of the past and {self.length} new ones"
             )
         mask = mask.to(self.device)
-        if not self.can_read or (surplus := mask.shape[1] - int(self.past) - self.length) == 0:
+        if not self.may_read_values or (surplus := mask.shape[1] - int(self.past) - self.length) == 0:
             return mask
-        return nn.functional.pad(mask, (0, -surplus))  # for a static cache it may be as long as the cache
+        return nn.functional.pad(mask, (0, -surplus))  # a mask for a static cache may cover slots that are not used yet
 
     @property
     def sequences(self) -> torch.Tensor | None:
@@ -94,12 +95,12 @@ class TokenLayout:
         if position_ids is None or self.attention_mask is not None or self.past_key_values is not None:
             return None
         starts = position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1
-        if self.can_read and not starts.any():
+        if self.may_read_values and not starts.any():
             return None
         return starts.cumsum(dim=-1).expand(self.batch, -1)
 
     def _find_spans(self) -> list[tuple[int, int, int]] | None:
-        if not self.can_read or self.is_prepared:
+        if not self.may_read_values or self.is_prepared:
             return None
         if self.mask is not None:
             return spans_of_rows(self.mask)
@@ -117,8 +118,10 @@ class TokenLayout:
     @property
     def is_plain_causal(self) -> bool:
         """True if causal attention needs no mask: each row is one sequence without padding and past, or unknown."""
-        if self.spans is None or int(self.past):
-            return self.spans is None
+        if self.spans is None:
+            return True
+        if int(self.past):
+            return False
         return self.sequences is None and (self.mask is None or bool(self.mask.all()))
 
     @property

@@ -50,7 +50,8 @@ def upcycle(
     """Returns a mixture of experts made from a dense model.
 
     Each expert is a copy of the feed-forward layer and each router has random weights (Komatsuzaki et al. 2023).
-    Without noise and reinitialization the new model computes the same function as the dense one, for any routing.
+    Without noise and reinitialization the new model computes the same function as the dense one: for any routing with
+    `granularity=1`, otherwise until the router is trained.
 
         experts = upcycle(model, num_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.02)
 
