@@ -13,7 +13,7 @@ from tiny import PATTERN_SIZES, make_model, random_ids, sparse_config
 
 from hf_gpt.model import backends
 from hf_gpt.model.attention_patterns import build_pattern
-from hf_gpt.model.sparse_attention import Kernels, Plain, Span, UnionAttention, attend_by_pieces, combine
+from hf_gpt.model.sparse_attention import CPUKernels, Plain, Span, UnionAttention, attend_by_pieces, combine
 
 # Sizes for many keys.
 WIDE = {
@@ -162,7 +162,7 @@ def test_kernels_return_the_log_sum_exp():
     config = sparse_config("strided")
     query, key, value = random_states(1, 4, 4, 50, 50)
     with torch.no_grad():
-        _, total = combine(query, key, value, None, jobs_of(config, "strided", 1, 50, 50), Kernels(0.3))
+        _, total = combine(query, key, value, None, jobs_of(config, "strided", 1, 50, 50), CPUKernels(0.3))
     positions = torch.arange(50)
     allowed = build_pattern(config, "strided").visible(positions[:, None], positions).tril()
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~allowed, -math.inf)
