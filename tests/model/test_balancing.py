@@ -18,6 +18,7 @@ from hf_gpt import (
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
+from hf_gpt.compatibility import enable_activation_checkpointing
 from hf_gpt.model.balancing import measure_balance
 
 EXPERTS, CHOSEN = 5, 2
@@ -310,7 +311,7 @@ class TestBias:
 def test_reentrant_checkpointing_warns(caplog):
     """Its first pass records no graph, so the router losses have no gradient."""
     model, ids = make_model("mixtral").train(), random_ids(2, 7)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    enable_activation_checkpointing(model, {"use_reentrant": True})
     model.enable_input_require_grads()
     with caplog.at_level("WARNING"):
         step(model, ids)

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import VARIANTS, make_config, make_model, random_ids
 
+from hf_gpt.compatibility import enable_activation_checkpointing
 from hf_gpt.model import feed_forward
 from hf_gpt.model.feed_forward import build_activation, build_mlp
 
@@ -88,7 +89,7 @@ def test_recomputation_with_frozen_layers_lora_and_checkpointing(change, monkeyp
     if change == "lora":
         model = get_peft_model(model, LoraConfig(target_modules=["down_proj"], init_lora_weights=False))
     if change == "checkpointing":
-        model.gradient_checkpointing_enable()
+        enable_activation_checkpointing(model)
     expected = gradients(model, ids)
     monkeypatch.setattr(feed_forward, "RECOMPUTED_BYTES", 0)
     actual = gradients(model, ids)

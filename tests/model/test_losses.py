@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2LMHeadModel, set_seed
 
+from hf_gpt.compatibility import enable_activation_checkpointing
 from hf_gpt.model import losses
 from hf_gpt.model.linear import Linear
 from hf_gpt.model.losses import LossTerms, language_model_loss
@@ -245,7 +246,7 @@ def test_the_loss_of_other_ways_to_train(change):
         model.resize_token_embeddings(120)
         expected = expected_loss(model, ids)
     if change == "checkpointing":
-        model.gradient_checkpointing_enable()
+        enable_activation_checkpointing(model)
     loss = model(ids, labels=ids).loss
     assert_close([loss], [expected], 1e-5)
     loss.backward()
@@ -295,3 +296,20 @@ def test_memory_does_not_grow_with_the_logits(monkeypatch):
          and shape[-1] == 99), default=0,
     )  # fmt: skip
     assert 0 < largest <= 32 * 99
+
+
+def test_logits_at_chosen_positions_do_not_change_the_loss():
+    model, ids = make_model(), random_ids(2, 9)
+    expected = model(ids, labels=ids).loss
+    for kept in (torch.arange(8, -1, -1), torch.tensor([3, 5])):
+        output = model(ids, labels=ids, logits_to_keep=kept)
+        assert output.logits.shape[1] == len(kept)
+        assert_close([output.loss], [expected], 1e-6)
+
+
+def test_a_loss_function_of_the_user_needs_logits():
+    model, ids = make_model(), random_ids(2, 9)
+    model.loss_function = lambda logits, labels, vocab_size, **_: logits.square().mean()
+    assert model.train()(ids, labels=ids).logits is not None
+    with pytest.raises(ValueError, match="skip_logits=True with a loss_function"):
+        model(ids, labels=ids, skip_logits=True)

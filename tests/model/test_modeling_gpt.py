@@ -15,6 +15,7 @@ from hf_gpt import (
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
+from hf_gpt.compatibility import enable_activation_checkpointing
 
 HEADS = [GPTForSequenceClassification, GPTForTokenClassification, GPTForQuestionAnswering, GPTForMultipleChoice]
 
@@ -126,7 +127,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
         # the hooks that record router logits see no graph under reentrant checkpointing
         model = make_model(variant, **({"router_aux_loss_coef": 0} if reentrant else {})).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            enable_activation_checkpointing(model, {"use_reentrant": reentrant})
             model.enable_input_require_grads()
         model(ids, labels=ids, use_cache=False).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])

@@ -92,3 +92,11 @@ def test_micro_batches_add_up_to_one_batch(ignore_index):
         for row, target in zip(ids, labels, strict=True)
     ]
     assert torch.allclose(sum(parts), whole, rtol=1e-5)
+
+
+def test_a_micro_batch_without_targets_adds_nothing_to_the_batch():
+    mean = torch.tensor(float("nan"), requires_grad=True)
+    part = Targets(torch.full((5,), IGNORED), num_items_in_batch=7).per_item(mean)
+    part.backward()
+    assert part == 0
+    assert mean.grad == 0
