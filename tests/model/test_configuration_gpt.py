@@ -306,6 +306,25 @@ def test_a_value_that_is_edited_in_the_file_is_explicit(fields, tmp_path):
     assert GPTConfig.from_pretrained(tmp_path, num_hidden_layers=1).head_dim == loaded.head_dim
 
 
+@pytest.mark.parametrize(
+    ("fields", "overrides"),
+    [
+        ({"mlp_type": "gated"}, {"mlp_type": "glu"}),
+        ({"eos_token_id": 120}, {"vocab_size": 200}),
+        ({"num_attention_heads": 2, "num_key_value_heads": 4}, {"num_key_value_heads": 2}),
+        ({"num_hidden_layers": 3}, {"attention_patterns": ["dense"] * 3, "mlp_layer_types": ["dense"] * 3}),
+    ],
+    ids=str,
+)
+def test_an_override_replaces_what_is_wrong_in_the_file(fields, overrides, tmp_path):
+    make_config().save_pretrained(tmp_path)
+    edit(tmp_path, **fields)
+    with pytest.raises(ValueError, match=next(iter(fields)) if len(fields) == 1 else "num_key_value_heads=4"):
+        GPTConfig.from_pretrained(tmp_path)
+    config = GPTConfig.from_pretrained(tmp_path, **overrides)
+    assert {name: getattr(config, name) for name in overrides} == overrides
+
+
 PATTERNS = {"attention_patterns": ["strided", "banded"], "attention_stride": 3, "sliding_window": 4}
 TYPES = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
 
