@@ -135,11 +135,18 @@ def test_plain_causal_rows(side, past, is_plain):
     assert layout_of(padding(side), past).is_plain_causal == is_plain
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("past", [0, 6])
-def test_a_mask_that_is_too_short_raises(past):
-    cache = cache_of(past, "dynamic") if past else None
+def test_a_mask_that_is_too_short_raises(past, kind):
     with pytest.raises(ValueError, match=f"attention_mask has 8 slots: expected {past} of the past and 9 new ones"):
-        TokenLayout(3, 9, CPU, torch.ones(3, 8), None, cache)
+        TokenLayout(3, 9, CPU, torch.ones(3, 8), None, cache_of(past, kind) if past else None)
+
+
+@pytest.mark.parametrize("past", [0, 6])
+def test_a_mask_that_is_too_long_raises(past):
+    """Only with a static cache may it be longer than the tokens."""
+    with pytest.raises(ValueError, match=f"attention_mask has 18 slots: expected {past} of the past and 9 new ones"):
+        TokenLayout(3, 9, CPU, torch.ones(3, 18), None, cache_of(past, "dynamic") if past else None)
 
 
 def test_a_static_mask_covers_all_slots_of_the_cache():
