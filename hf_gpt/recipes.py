@@ -192,14 +192,11 @@ def _build_model(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> GPTForCa
     """Loads the checkpoint, or builds a model with random weights for the vocabulary of the tokenizer."""
     if origin.checkpoint is not None:
         return GPTForCausalLM.from_pretrained(origin.checkpoint)
-    config = GPTConfig(
-        **origin.config.to_dict()
-        | {
-            "vocab_size": max(tokenizer.get_vocab().values()) + 1,  # ids can have gaps
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
+    config = origin.config.replace(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids can have gaps
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = GPTForCausalLM(config)
     length = min(100, config.max_position_embeddings // 2)

@@ -16,10 +16,10 @@ from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from .attention_patterns import Banded, Dense, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
+from .batch_layout import BatchLayout
 from .caches import FixedLayer, layer_of
 from .configuration_gpt import LAYER_TYPES, OWN_PATTERNS, GPTConfig
 from .sparse_attention import Piece, Span
-from .token_layout import TokenLayout
 
 # Below this many keys a mask takes less time than pieces (benchmarks/RESULTS.md, sparse attention).
 MIN_KEYS_FOR_PIECES = 256
@@ -50,7 +50,7 @@ class GatheredKeys(NamedTuple):
         return states.gather(2, self.slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
 
 
-def create_attention_masks(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: TokenLayout) -> dict[str, Any]:
+def create_attention_masks(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: BatchLayout) -> dict[str, Any]:
     """Returns for each pattern of the model a mask of the attention implementation (a tensor, a BlockMask or None),
     `Pieces` or `GatheredKeys`.
 
@@ -79,7 +79,7 @@ def create_masks_for_generate(
     """Returns the masks of `create_attention_masks`, for the arguments with which generate() asks for those of a static
     cache: it makes them outside the compiled graph, and the model then uses them as prepared masks."""
     batch, length = inputs_embeds.shape[:2]
-    tokens = TokenLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
+    tokens = BatchLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
     return create_attention_masks(config, inputs_embeds, tokens)
 
 
@@ -98,7 +98,7 @@ def prepared_mask(masks: torch.Tensor | Mapping[str, Any], pattern: str) -> Any:
     return masks[LAYER_TYPES[pattern]]
 
 
-def create_mask(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: TokenLayout, name: str) -> Any:
+def create_mask(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: BatchLayout, name: str) -> Any:
     """Returns the mask of one pattern."""
     request = MaskRequest(config, inputs_embeds, tokens, config.attention_patterns.index(name))
     if name == "dense":
@@ -116,7 +116,7 @@ class MaskRequest(NamedTuple):
 
     config: GPTConfig
     inputs_embeds: torch.Tensor
-    tokens: TokenLayout
+    tokens: BatchLayout
     layer_idx: int
 
     def create(self, is_banded: bool = False) -> Any:
@@ -179,7 +179,7 @@ def sparse_mask(pattern: Pattern, request: MaskRequest) -> Any:
     return defined_mask(pattern, request)
 
 
-def split_into_pieces(pattern: Pattern, tokens: TokenLayout, offset: int) -> Pieces:
+def split_into_pieces(pattern: Pattern, tokens: BatchLayout, offset: int) -> Pieces:
     """Returns the pieces of each sequence of `tokens.spans`. The first key of the layer is in slot `offset`."""
     past, jobs, made = int(tokens.past), [], {}
     for row, start, stop in tokens.spans:
@@ -202,7 +202,7 @@ def masked_piece(pattern: Pattern, keys: int, queries: int) -> list[Piece]:
     return [Piece(whole(0, queries), whole(0, keys), mask=seen)]
 
 
-def gather_keys(pattern: Strided | Fixed, tokens: TokenLayout, keys: int) -> GatheredKeys:
+def gather_keys(pattern: Strided | Fixed, tokens: BatchLayout, keys: int) -> GatheredKeys:
     """Returns the keys of one query in each row, by `tokens.spans`, in a layer with `keys` keys. Their number is
     constant for a static cache, so that decoding compiles."""
     first_slots = [0] * tokens.batch

@@ -15,9 +15,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils import logging
 
+from .batch_layout import padding_mask
 from .configuration_gpt import GPTConfig
 from .targets import Targets
-from .token_layout import padding_mask
 
 logger = logging.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from .attention_patterns import Fixed, build_pattern
+from .batch_layout import BatchLayout
 from .configuration_gpt import GPTConfig
-from .token_layout import TokenLayout
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -216,7 +216,7 @@ def install_layers(config: GPTConfig, cache: Cache | None) -> None:
             cache.layers[layer_idx] = LAYERS[pattern](config)
 
 
-def prepare_cache(config: GPTConfig, cache: Cache | None, tokens: TokenLayout) -> None:
+def prepare_cache(config: GPTConfig, cache: Cache | None, tokens: BatchLayout) -> None:
     """Prepares a cache for the next tokens: an empty one gets the layers of the patterns, and fixed layers get the
     logical positions.
 

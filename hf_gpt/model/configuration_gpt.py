@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
@@ -221,6 +222,15 @@ DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
     "layer_types": lambda config: [LAYER_TYPES.get(pattern, pattern) for pattern in config.attention_patterns],
 }
 
+
+def is_derived(name: str, config: Any) -> bool:
+    """True if a field has its derived value, or if that cannot be derived from the other fields."""
+    try:
+        return getattr(config, name) == DERIVATIONS[name](config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return True
+
+
 # Two fields for one decision: whoever sets one replaces the other.
 SAME_DECISION = {"attention_patterns": "layer_types", "layer_types": "attention_patterns"}
 
@@ -428,8 +438,26 @@ class GPTConfig(PreTrainedConfig):
         self.validate()
 
     def __eq__(self, other: Any) -> bool:
-        # the one that dataclasses generate reads attributes that may be absent
-        return type(other) is type(self) and vars(other) == vars(self)
+        # The method that dataclasses generate reads attributes that may be absent.
+        if type(other) is not type(self):
+            return NotImplemented
+        return vars(other) | {"derived_fields": None} == vars(self) | {"derived_fields": None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields, as in the base class."""
+        return {name: value for name, value in super().to_dict().items() if name != "derived_fields"}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns what config.json contains, as in the base class, and which fields are derived."""
+        return super().to_diff_dict() | {"derived_fields": self.derived_fields}
+
+    def replace(self, **overrides: Any) -> "GPTConfig":
+        """Returns a new configuration with some fields replaced. Fields that were derived are derived again.
+
+        Raises:
+            ValueError: the new configuration is invalid.
+        """
+        return type(self).from_dict(self.to_dict() | {"derived_fields": self.derived_fields}, **overrides)
 
     @property
     def rotary_dim(self) -> int:
@@ -463,14 +491,14 @@ class GPTConfig(PreTrainedConfig):
 
     @classmethod
     def override(cls, stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        """Returns stored fields with some replaced, and without those that are derived: they are derived again.
-
-        Raises:
-            ValueError: the stored fields are invalid.
-        """
+        """Returns stored fields, valid or not, with some replaced, and without those that are derived: they are derived
+        again."""
         if not overrides:
             return stored
-        replaced = {*cls(**stored).derived_fields, "derived_fields", *map(SAME_DECISION.get, overrides)}
+        defaults = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
+        config = SimpleNamespace(**defaults | stored)
+        derived = [name for name in stored.get("derived_fields") or () if is_derived(name, config)]
+        replaced = {*derived, "derived_fields", *map(SAME_DECISION.get, overrides)}
         return {name: value for name, value in stored.items() if name not in replaced} | overrides
 
     def validate(self) -> None:
@@ -536,7 +564,7 @@ class GPTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is None:
                 setattr(self, name, derive(self))
-            if getattr(self, name) is not None and (value is None or (name in stored and value == derive(self))):
+            if getattr(self, name) is not None and (value is None or (name in stored and is_derived(name, self))):
                 derived.append(name)
         return derived
 

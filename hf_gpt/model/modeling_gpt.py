@@ -34,6 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
 from .balancing import BalancedDecoder
+from .batch_layout import BatchLayout, padding_mask
 from .caches import prepare_cache
 from .checkpoints import CheckpointFiles
 from .configuration_gpt import GPTConfig
@@ -47,7 +48,6 @@ from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
 from .norms import build_norm
 from .positions import build_positions, check_indices, identity
 from .targets import Targets, next_token_targets
-from .token_layout import TokenLayout, padding_mask
 
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -241,7 +241,7 @@ class GPTModel(GPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
 
         batch, length = inputs_embeds.shape[:2]
-        tokens = TokenLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
+        tokens = BatchLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
         masks = create_attention_masks(self.config, inputs_embeds, tokens)
         position_ids = tokens.position_ids
         if use_cache and past_key_values is None:

@@ -184,7 +184,7 @@ def with_positions(config: GPTConfig, length: int, rope_parameters: Fields | Non
     fields: Fields = {"max_position_embeddings": length}
     if rope_parameters is not None:
         fields["rope_parameters"] = {name: value for name, value in rope_parameters.items() if value is not None}
-    return type(config).from_dict(config.to_dict(), **fields)
+    return config.replace(**fields)
 
 
 def check_method(config: GPTConfig, length: int, method: str, options: Fields) -> None:

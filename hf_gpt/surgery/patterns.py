@@ -32,7 +32,7 @@ def set_attention_patterns(model: Model, patterns: Patterns, **sizes: int) -> Mo
         name: getattr(config, name) for name, users in PATTERN_FIELDS.items() if not set(users).isdisjoint(new_patterns)
     }
     fields = {**dict.fromkeys(PATTERN_FIELDS), **inherited, **sizes, "attention_patterns": new_patterns}
-    return rebuild(model, type(config).from_dict(config.to_dict(), **fields))
+    return rebuild(model, config.replace(**fields))
 
 
 def _patterns_of_layers(config: GPTConfig, patterns: Patterns) -> list[str]:

@@ -255,7 +255,7 @@ def plan_upcycling(
         "moe_intermediate_size": max(1, dense.intermediate_size // granularity),
         "mlp_layer_types": _layer_types(layers, dense.num_hidden_layers),
     }
-    config = type(dense).from_dict(dense.to_dict(), **fields)
+    config = dense.replace(**fields)
     sizes = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
     for name, size in (sizes | {"intermediate_size": dense.intermediate_size}).items():
         if size % granularity:

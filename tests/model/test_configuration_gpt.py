@@ -367,9 +367,9 @@ def test_a_copy_is_equal(variant, duplicate):
 
 def test_dictionaries_make_the_same_configuration(variant):
     config = make_config(variant, bos_token_id=1)
-    for made in (GPTConfig.from_dict(config.to_dict()), GPTConfig(**config.to_dict())):
+    for made in (GPTConfig.from_dict(config.to_dict()), GPTConfig(**config.to_dict()), config.replace()):
         assert made.to_dict() == config.to_dict()
-        assert made.derived_fields == config.derived_fields
+        assert made == config
         for name in PRESENT_IF:
             assert hasattr(made, name) == hasattr(config, name)
 
@@ -392,3 +392,12 @@ def test_another_model_type_raises(tmp_path, content):
 
 def test_variants_differ():
     assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)
+
+
+def test_replace_derives_again():
+    config = make_config(intermediate_size=50)
+    replaced = config.replace(hidden_size=64)
+    assert (replaced.head_dim, replaced.intermediate_size) == (16, 50)
+    assert config.replace().derived_fields == config.derived_fields
+    with pytest.raises(ValueError, match="num_attention_heads=5 does not divide hidden_size=32"):
+        config.replace(num_attention_heads=5)

@@ -1,6 +1,6 @@
 """Where the tokens of a batch are: their rows, padding, packed sequences and the cached tokens before them.
 
-`GPTModel.forward` builds one `TokenLayout` first. Positions, attention masks and caches are all derived from it.
+`GPTModel.forward` builds one `BatchLayout` first. Positions, attention masks and caches are all derived from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,11 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import Cache
 
 
-class TokenLayout:
+class BatchLayout:
     """The T new tokens of a batch, and the cached ones before them.
 
     A slot is an index into a row; a logical position counts tokens, not padding, from the start of a sequence.
@@ -27,7 +26,7 @@ class TokenLayout:
         past_key_values: cache that holds the earlier tokens.
 
     Raises:
-        ValueError: an attention mask shorter than past + T.
+        ValueError: an attention mask that does not cover past + T slots.
     """
 
     def __init__(
@@ -59,16 +58,17 @@ class TokenLayout:
         mask = padding_mask(self.attention_mask)
         if mask is None:
             return None
-        # In a compiled graph without a past the comparison would tie the lengths of the inputs together.
-        is_checked = isinstance(self.past, int) and (self.past or self.may_read_values)
-        if is_checked and mask.shape[1] < self.past + self.length:
-            raise ValueError(
-                f"attention_mask has {mask.shape[1]} slots: expected {self.past} of the past and {self.length} new ones"
-            )
-        mask = mask.to(self.device)
-        if not self.may_read_values or (surplus := mask.shape[1] - int(self.past) - self.length) == 0:
+        mask, width = mask.to(self.device), mask.shape[1]
+        # A compiled graph cannot read the past of a static cache, nor should it tie the lengths of two inputs together.
+        if not self.may_read_values and not (isinstance(self.past, int) and self.past):
             return mask
-        return nn.functional.pad(mask, (0, -surplus))  # a mask for a static cache may cover slots that are not used yet
+        slots = int(self.past) + self.length
+        is_static = getattr(self.past_key_values, "is_compileable", False)  # then the mask may cover unused slots
+        if width < slots or (width > slots and not is_static):
+            raise ValueError(
+                f"attention_mask has {width} slots: expected {int(self.past)} of the past and {self.length} new ones"
+            )
+        return mask if width == slots else mask[:, :slots]
 
     @property
     def sequences(self) -> torch.Tensor | None:

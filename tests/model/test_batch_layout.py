@@ -6,7 +6,7 @@ from greedy import GREEDY
 from tiny import LENGTH, PACKED_POSITIONS, PACKED_SEQUENCES, make_config, make_model, padding, random_ids
 from transformers import DynamicCache, StaticCache
 
-from hf_gpt.model.token_layout import TokenLayout
+from hf_gpt.model.batch_layout import BatchLayout
 
 CPU = torch.device("cpu")
 SIDES = ["none", "left", "right", "scattered"]
@@ -27,7 +27,7 @@ def cache_of(past: int, kind: str):
 
 def layout_of(mask, past=0, kind="dynamic", position_ids=None):
     """Returns the layout of the slots of `mask` after the cached ones, (3, past + T)."""
-    return TokenLayout(3, mask.shape[1] - past, CPU, mask, position_ids, cache_of(past, kind) if past else None)
+    return BatchLayout(3, mask.shape[1] - past, CPU, mask, position_ids, cache_of(past, kind) if past else None)
 
 
 def logical_positions(mask):
@@ -73,7 +73,7 @@ def test_padded_rows(dtype, side, past, kind):
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("past", [0, 4])
 def test_rows_without_a_mask(past, kind):
-    tokens = TokenLayout(3, 5, CPU, None, None, cache_of(past, kind))
+    tokens = BatchLayout(3, 5, CPU, None, None, cache_of(past, kind))
     assert (tokens.mask, tokens.sequences, tokens.is_prepared) == (None, None, False)
     assert tokens.position_ids.tolist() == [[*range(past, past + 5)]]
     assert tokens.spans == [(row, 0, past + 5) for row in range(3)]
@@ -90,7 +90,7 @@ def test_a_row_of_padding_has_no_span():
 @pytest.mark.parametrize("rows", [3, 1], ids=["positions of each row", "positions of one row for all"])
 def test_packed_sequences(rows):
     positions, sequences = PACKED_POSITIONS[:rows], PACKED_SEQUENCES[:rows].expand(3, -1)
-    tokens = TokenLayout(3, LENGTH, CPU, None, positions)
+    tokens = BatchLayout(3, LENGTH, CPU, None, positions)
     assert torch.equal(tokens.sequences, sequences)
     assert torch.equal(tokens.position_ids, positions)
     assert tokens.logical_positions.tolist() == positions.expand(3, -1).tolist()
@@ -105,7 +105,7 @@ def test_packed_sequences(rows):
 
 def test_logical_positions_of_packed_sequences_start_at_0():
     """Those of the caller may start anywhere."""
-    tokens = TokenLayout(1, 6, CPU, None, torch.tensor([[5, 6, 7, 3, 4, 9]]))
+    tokens = BatchLayout(1, 6, CPU, None, torch.tensor([[5, 6, 7, 3, 4, 9]]))
     assert tokens.logical_positions.tolist() == [[0, 1, 2, 0, 1, 0]]
     assert tokens.spans == [(0, 0, 3), (0, 3, 5), (0, 5, 6)]
 
@@ -115,7 +115,7 @@ def test_positions_are_packed_only_without_mask_and_cache(case):
     positions = torch.arange(LENGTH)[None] + 3 if case == "no restart" else PACKED_POSITIONS
     mask = padding("none") if case == "mask" else None
     cache = DynamicCache(config=make_config()) if case == "cache" else None
-    tokens = TokenLayout(3, LENGTH, CPU, mask, positions, cache)
+    tokens = BatchLayout(3, LENGTH, CPU, mask, positions, cache)
     assert tokens.sequences is None
     assert tokens.spans == [(row, 0, LENGTH) for row in range(3)]
     assert torch.equal(tokens.position_ids, positions)
@@ -124,7 +124,7 @@ def test_positions_are_packed_only_without_mask_and_cache(case):
 
 @pytest.mark.parametrize("prepared", PREPARED.values(), ids=PREPARED)
 def test_prepared_masks(prepared):
-    tokens = TokenLayout(3, LENGTH, CPU, prepared)
+    tokens = BatchLayout(3, LENGTH, CPU, prepared)
     assert tokens.is_prepared
     assert (tokens.mask, tokens.spans, tokens.sequences) == (None, None, None)
     assert tokens.position_ids.tolist() == [[*range(LENGTH)]]
@@ -139,27 +139,27 @@ def test_plain_causal_rows(side, past, is_plain):
 @pytest.mark.parametrize("past", [0, 6])
 def test_a_mask_that_is_too_short_raises(past, kind):
     with pytest.raises(ValueError, match=f"attention_mask has 8 slots: expected {past} of the past and 9 new ones"):
-        TokenLayout(3, 9, CPU, torch.ones(3, 8), None, cache_of(past, kind) if past else None)
+        BatchLayout(3, 9, CPU, torch.ones(3, 8), None, cache_of(past, kind) if past else None)
 
 
 @pytest.mark.parametrize("past", [0, 6])
 def test_a_mask_that_is_too_long_raises(past):
     """Only with a static cache may it be longer than the tokens."""
     with pytest.raises(ValueError, match=f"attention_mask has 18 slots: expected {past} of the past and 9 new ones"):
-        TokenLayout(3, 9, CPU, torch.ones(3, 18), None, cache_of(past, "dynamic") if past else None)
+        BatchLayout(3, 9, CPU, torch.ones(3, 18), None, cache_of(past, "dynamic") if past else None)
 
 
 def test_a_static_mask_covers_all_slots_of_the_cache():
     """Only the slots up to the new tokens count."""
     mask = torch.nn.functional.pad(padding("left"), (0, LENGTH))
-    tokens = TokenLayout(3, 3, CPU, mask, None, cache_of(6, "static"))
+    tokens = BatchLayout(3, 3, CPU, mask, None, cache_of(6, "static"))
     assert torch.equal(tokens.mask, padding("left").bool())
     assert torch.equal(tokens.position_ids, layout_of(padding("left"), 6).position_ids)
 
 
 def test_a_compiled_graph_does_not_depend_on_the_mask():
     def positions(mask, position_ids):
-        tokens = TokenLayout(3, LENGTH, CPU, mask, position_ids)
+        tokens = BatchLayout(3, LENGTH, CPU, mask, position_ids)
         assert tokens.spans is None
         return tokens.position_ids, tokens.logical_positions
 
