@@ -439,9 +439,7 @@ class GPTConfig(PreTrainedConfig):
 
     def __eq__(self, other: Any) -> bool:
         # The method that dataclasses generate reads attributes that may be absent.
-        if type(other) is not type(self):
-            return NotImplemented
-        return vars(other) | {"derived_fields": None} == vars(self) | {"derived_fields": None}
+        return type(other) is type(self) and other.to_dict() == self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, as in the base class."""
