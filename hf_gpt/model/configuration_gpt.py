@@ -425,7 +425,7 @@ class GPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelled(kwargs)
         self._check_fields()
-        self.derived_fields = self._derive_fields(kwargs.pop("derived_fields", ()))
+        self.derived_fields = self._derive_fields(kwargs.pop("derived_fields", None) or ())
         self._refuse_unused_sizes()
         if self.position_embedding_type != "rope":
             self._refuse_rope(kwargs)
