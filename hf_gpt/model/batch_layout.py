@@ -59,8 +59,11 @@ class BatchLayout:
         if mask is None:
             return None
         mask, width = mask.to(self.device), mask.shape[1]
-        # A compiled graph cannot read the past of a static cache, nor should it tie the lengths of two inputs together.
-        if not self.may_read_values and not (isinstance(self.past, int) and self.past):
+        if isinstance(self.past, int):
+            is_checked = self.past > 0 or self.may_read_values  # a graph must not tie two lengths together
+        else:
+            is_checked = self.may_read_values and self.past.is_cpu  # an accelerator would synchronize at every token
+        if not is_checked:
             return mask
         slots = int(self.past) + self.length
         is_static = getattr(self.past_key_values, "is_compileable", False)  # then the mask may cover unused slots

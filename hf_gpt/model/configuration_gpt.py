@@ -187,14 +187,14 @@ ROPE_RULES = {
 
 
 def _derive_head_dim(config: "GPTConfig") -> int | None:
-    if config.hidden_size % config.num_attention_heads and config.head_dim is not None:
+    if config.hidden_size % config.num_attention_heads == 0:
+        return config.hidden_size // config.num_attention_heads
+    if config.head_dim is not None:
         return None
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
-            "choose a divisor, or set head_dim"
-        )
-    return config.hidden_size // config.num_attention_heads
+    raise ValueError(
+        f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
+        "choose a divisor, or set head_dim"
+    )
 
 
 def _derive_attention_patterns(config: "GPTConfig") -> list[str]:
@@ -495,7 +495,8 @@ class GPTConfig(PreTrainedConfig):
             return stored
         defaults = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
         config = SimpleNamespace(**defaults | stored)
-        derived = [name for name in stored.get("derived_fields") or () if is_derived(name, config)]
+        listed = stored.get("derived_fields") or ()
+        derived = [name for name in DERIVATIONS if name in listed and is_derived(name, config)]
         replaced = {*derived, "derived_fields", *map(SAME_DECISION.get, overrides)}
         return {name: value for name, value in stored.items() if name not in replaced} | overrides
 

@@ -181,3 +181,17 @@ def test_generation_with_a_static_cache_equals_a_dynamic_one(variant):
     static = model.generate(ids, attention_mask=mask, cache_implementation="static", **options)
     assert torch.equal(static.sequences, dynamic.sequences)
     assert torch.allclose(torch.stack(static.logits), torch.stack(dynamic.logits), atol=1e-5)
+
+
+def test_the_past_of_a_static_cache_on_an_accelerator_is_not_read():
+    """Reading it would synchronize at every token; a tensor on the meta device raises if it is read."""
+
+    class Elsewhere:
+        is_compileable = True
+
+        def get_seq_length(self):
+            return torch.tensor(4, device="meta")
+
+    layout = BatchLayout(2, 1, CPU, torch.ones(2, 5), torch.full((2, 1), 4), Elsewhere())
+    assert torch.equal(layout.mask, torch.ones(2, 5, dtype=torch.bool))
+    assert torch.equal(layout.position_ids, torch.full((2, 1), 4))

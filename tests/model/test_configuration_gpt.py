@@ -401,3 +401,9 @@ def test_replace_derives_again():
     assert config.replace().derived_fields == config.derived_fields
     with pytest.raises(ValueError, match="num_attention_heads=5 does not divide hidden_size=32"):
         config.replace(num_attention_heads=5)
+
+
+def test_unknown_names_of_derived_fields_are_ignored(tmp_path):
+    make_config().save_pretrained(tmp_path)
+    edit(tmp_path, derived_fields=["head_dim", "no such field"])
+    assert GPTConfig.from_pretrained(tmp_path, hidden_size=64).head_dim == 16
