@@ -37,6 +37,8 @@ def find_operation(path: str, *arguments: str) -> Callable | None:
 
 
 FUNCTORCH_ACTIVE = find_operation("_C._are_functorch_transforms_active")
+DISPATCH_MODES = find_operation("_C._len_torch_dispatch_stack")
+GLOBAL_HOOKS = find_operation("nn.modules.module._has_any_global_hook")
 ALIAS = find_operation("ops.aten.alias.default", "self")
 
 # Inductor compiles a linear layer on a CPU to the first. It has no backward, and no kernel in builds without oneDNN.
@@ -45,6 +47,9 @@ ONEDNN_PACK = find_operation("ops.mkldnn._reorder_linear_weight.default", "self"
 if not torch.backends.mkldnn.is_available():
     ONEDNN_LINEAR = ONEDNN_PACK = None
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+# A product of two float16 matrices in float32, on CUDA.
+FLOAT32_MATMUL = find_operation("ops.aten.mm.dtype", "self", "mat2", "out_dtype")
 
 # The kernels of scaled_dot_product_attention on a CPU, with their log-sum-exp.
 FLASH = find_operation(
@@ -61,20 +66,39 @@ INT4_MATMUL = find_operation("ops.aten._weight_int4pack_mm_for_cpu.default", "se
 INT4_PACK = find_operation("ops.aten._convert_weight_to_int4pack_for_cpu.default", "self", "innerKTiles")
 
 
-# --- tensors -------------------------------------------------------------------------------------------------------
+# --- who else looks at an operation --------------------------------------------------------------------------------
 
 
 def is_plain(*operands: torch.Tensor | None) -> bool:
-    """True if no operand is quantized, sharded or fake, and neither torch.compile nor functorch traces the call."""
+    """True if no operand is quantized, sharded or fake, and nothing traces, counts or transforms the operations: then
+    an operation may be replaced by another, and by an autograd function."""
     for operand in operands:
         if operand is not None and type(operand) is not torch.Tensor and type(operand) is not nn.Parameter:
             return False
-    return not (torch.compiler.is_compiling() or is_functorch_active())
+    return not (is_traced() or is_forward_ad_active())
+
+
+def is_traced() -> bool:
+    """True where values of tensors cannot be read, or operations are recorded: in torch.compile, torch.export,
+    torch.jit.trace and transforms of torch.func, and under a dispatch mode (FakeTensorMode, FlopCounterMode)."""
+    if torch.compiler.is_compiling() or is_functorch_active() or torch.jit.is_tracing():
+        return True
+    return DISPATCH_MODES is not None and DISPATCH_MODES() > 0
 
 
 def is_functorch_active() -> bool:
     """True inside torch.func transforms, which our autograd functions do not support, or if torch cannot report it."""
     return FUNCTORCH_ACTIVE is None or FUNCTORCH_ACTIVE()
+
+
+def is_forward_ad_active() -> bool:
+    """True inside `torch.autograd.forward_ad.dual_level`: our autograd functions have no forward derivative."""
+    return getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+
+
+def has_global_hooks() -> bool:
+    """True if hooks are registered for all modules (`register_module_forward_hook`)."""
+    return GLOBAL_HOOKS is not None and GLOBAL_HOOKS()
 
 
 def alias(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,6 +132,13 @@ def matmul(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = 
     if not torch.is_grad_enabled() and left.dtype == right.dtype and suits_onednn(left.dtype, left, right):
         return onednn_linear(left, right.t(), bias)
     return left @ right if bias is None else left @ right + bias
+
+
+def matmul_float32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Returns left x right in float32, (n, k) by (k, m) in float16, whose range the product may exceed."""
+    if FLOAT32_MATMUL is not None and left.is_cuda and torch.version.cuda:
+        return FLOAT32_MATMUL(left, right, torch.float32)
+    return left.float() @ right.float()
 
 
 # --- attention with its log-sum-exp --------------------------------------------------------------------------------
