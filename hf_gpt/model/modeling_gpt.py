@@ -37,6 +37,7 @@ from .balancing import BalancedDecoder
 from .batch_layout import BatchLayout, padding_mask
 from .caches import prepare_cache
 from .checkpoints import CheckpointFiles
+from .class_names import NamedModel
 from .configuration_gpt import GPTConfig
 from .embedding import Embedding, look_up_tied, suits_tied_lookup
 from .experts import Experts
@@ -119,13 +120,13 @@ def block_class(config: GPTConfig) -> type[GPTBlock]:
     return PreNormBlock
 
 
-class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, PreTrainedModel):
+class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreTrainedModel):
     """The base class of all models here: their initial weights, and what transformers may do with them."""
 
     config_class = GPTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PreNormBlock", "PostNormBlock", "ParallelBlock", "SharedNormBlock"]
+    _no_split_modules = []  # a model names the class of its blocks
     _skip_keys_device_placement = ["past_key_values"]
     # Experts follow the interface of `@use_experts_implementation`, a text that transformers looks for in this file.
     _can_record_outputs = {
@@ -138,6 +139,7 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, PreTrainedModel)
     def __init__(self, config: GPTConfig) -> None:
         config.validate()  # its fields may have been changed
         super().__init__(config)
+        self._no_split_modules = {block_class(config).__name__}
         if config.router_bias_update_rate is not None:
             self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
@@ -180,7 +182,7 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, PreTrainedModel)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-class GPTModel(GPTPreTrainedModel):
+class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
     """The decoder without a head."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -288,7 +290,7 @@ class GPTCausalLMOutput(MoeCausalLMOutputWithPast):
     tokens_per_expert: torch.Tensor | None = None
 
 
-class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin):
+class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, auto_class="AutoModelForCausalLM"):
     """The decoder as a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -476,7 +478,7 @@ class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
         return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
 
 
-class GPTForSequenceClassification(GPTTaskModel):
+class GPTForSequenceClassification(GPTTaskModel, auto_class="AutoModelForSequenceClassification"):
     """One class, several classes or a number for each row, from its last token."""
 
     pools = True
@@ -504,7 +506,7 @@ class GPTForSequenceClassification(GPTTaskModel):
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
 
-class GPTForTokenClassification(GPTTaskModel):
+class GPTForTokenClassification(GPTTaskModel, auto_class="AutoModelForTokenClassification"):
     """One class for each token."""
 
     @can_return_tuple
@@ -526,7 +528,7 @@ class GPTForTokenClassification(GPTTaskModel):
         return self.loss_function(logits, labels, self.config)
 
 
-class GPTForQuestionAnswering(GPTTaskModel):
+class GPTForQuestionAnswering(GPTTaskModel, auto_class="AutoModelForQuestionAnswering"):
     """The span of the text that answers a question."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -556,7 +558,7 @@ class GPTForQuestionAnswering(GPTTaskModel):
         return self.loss_function(*logits.unbind(dim=-1), *labels)
 
 
-class GPTForMultipleChoice(GPTTaskModel):
+class GPTForMultipleChoice(GPTTaskModel, auto_class="AutoModelForMultipleChoice"):
     """The best of several texts, each scored by its last token."""
 
     pools = True
@@ -587,14 +589,8 @@ class GPTForMultipleChoice(GPTTaskModel):
 
 
 # The class of each Auto class. Saved checkpoints name its file too, so that any Auto class loads any checkpoint.
-AUTO_CLASSES = {
-    "AutoModel": GPTModel,
-    "AutoModelForCausalLM": GPTForCausalLM,
-    "AutoModelForSequenceClassification": GPTForSequenceClassification,
-    "AutoModelForTokenClassification": GPTForTokenClassification,
-    "AutoModelForQuestionAnswering": GPTForQuestionAnswering,
-    "AutoModelForMultipleChoice": GPTForMultipleChoice,
-}
+TASK_MODELS = (GPTForSequenceClassification, GPTForTokenClassification, GPTForQuestionAnswering, GPTForMultipleChoice)
+AUTO_CLASSES = {each.auto_class: each for each in (GPTModel, GPTForCausalLM, *TASK_MODELS)}
 AUTO_MAP = {"AutoConfig": "configuration_gpt.GPTConfig"} | {
     auto_class: f"modeling_gpt.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }
