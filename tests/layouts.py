@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
 
 from hf_gpt import GPTForCausalLM
+from hf_gpt.model.balancing import sum_over_processes
+from hf_gpt.model.moe import BiasedChoiceRouter
 
 RANKS = 2
 # The sizes that transformers splits by (None: DistributedDataParallel), and whether each rank gets a part of the batch.
@@ -36,8 +38,8 @@ def step(model, ids):
     loss.backward()
     bare = getattr(model, "module", model)
     gradients = {name: full_tensor(parameter.grad) for name, parameter in bare.named_parameters()}
-    counts = {name: buffer.clone() for name, buffer in bare.named_buffers() if name.endswith("tokens_per_expert")}
-    return loss.detach(), gradients, counts
+    routers = [router for router in bare.model.routers if isinstance(router, BiasedChoiceRouter)]
+    return loss.detach(), gradients, [sum_over_processes(router.tokens_per_expert) for router in routers]
 
 
 def full_tensor(tensor):

@@ -5,7 +5,6 @@ Fedus et al. 2021 (Switch), section 2.2: the load-balancing loss. Zoph et al. 20
 Wang et al. 2024, algorithm 1: balance without a loss.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 from weakref import finalize, ref
 
@@ -64,8 +63,9 @@ def measure_balance(
 
     tokens = weights.sum()
     load, all_tokens = torch.stack(loads), tokens
-    if over_processes and distributed.is_available() and distributed.is_initialized():
-        load, all_tokens = sum_over_processes(load, tokens)
+    if over_processes:
+        summed = sum_over_processes(torch.cat((load.flatten(), tokens[None])))
+        load, all_tokens = summed[:-1].view_as(load), summed[-1]
     frequency = load / all_tokens.clamp(min=1)  # (sparse layers, experts)
     share = torch.stack(shares) / tokens.clamp(min=1)
     if config.router_aux_loss_type == "pooled":
@@ -91,34 +91,84 @@ def probabilities(logits: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     return scores / scores.sum(dim=-1, keepdim=True)
 
 
-def sum_over_processes(load: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums loads and numbers of tokens. Ranks with the same batch all count it, which leaves the ratios as they are."""
-    packed = torch.cat((load.flatten(), tokens[None]))
-    distributed.all_reduce(packed)
-    return packed[:-1].view_as(load), packed[-1]
+def sum_over_processes(counts: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of the counts of all processes. Ranks with the same batch all count it, which leaves the ratios
+    as they are."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(counts)
+    return counts
+
+
+def is_learning(model: nn.Module) -> bool:
+    """True if a forward pass is part of a training step."""
+    return model.training and torch.is_grad_enabled()
+
+
+# Fields of the loss that a head computes from labels.
+LANGUAGE_MODEL_TERMS = ("label_smoothing", "lm_z_loss_coef")
+ROUTER_TERMS = ("router_aux_loss_coef", "router_z_loss_coef")
+
+
+def warn_of_foreign_loss(
+    model: nn.Module, has_router_logits: bool, fields: tuple[str, ...] = LANGUAGE_MODEL_TERMS + ROUTER_TERMS
+) -> None:
+    """Logs, once, which fields have no effect on a loss that is computed outside of the model.
+
+    Args:
+        model: a model of this package. In evaluation nothing is logged.
+        has_router_logits: the caller requests router logits, and so computes the load-balancing loss.
+        fields: those that the loss cannot include. Default values and 0 are not logged.
+    """
+    if not is_learning(model) or torch.compiler.is_compiling():
+        return
+    config, included = model.config, {"router_aux_loss_coef"} if has_router_logits else set()
+    if "sparse" not in config.mlp_layer_types:
+        included.update(ROUTER_TERMS)
+    values = {name: getattr(config, name) for name in fields if name not in included}
+    missing = [f"{name}={value}" for name, value in values.items() if value not in (0, getattr(type(config), name))]
+    if missing:
+        logger.warning_once(
+            f"{', '.join(missing)}: not part of a loss that is computed outside of the model; pass labels to its head"
+        )
+
+
+def wants_router_logits(config: GPTConfig, arguments: dict[str, Any]) -> bool:
+    """True if the arguments of `forward`, or else the configuration, request router logits."""
+    return arguments.get("output_router_logits", getattr(config, "output_router_logits", False))
+
+
+def warn_unless_called_by_head(decoder: nn.Module, arguments: dict[str, Any]) -> None:
+    """Removes the mark of `run_decoder` from the arguments of a decoder's `forward`. Any other caller computes a loss
+    of its own."""
+    if not arguments.pop("called_by_head", False):
+        warn_of_foreign_loss(decoder, wants_router_logits(decoder.config, arguments))
 
 
 class BalancedDecoder:
     """The part of a model with a head that runs its decoder, `self.model`, and in training balances the experts."""
 
     def run_decoder(
-        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, **kwargs
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, *, has_labels: bool, **kwargs
     ) -> tuple[MoeModelOutputWithPast, Balance | None]:
         """Returns the outputs of `GPTModel`, and the statistics of its routers: in training, or if
         `output_router_logits` requests them."""
-        is_requested = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
-        is_learning = self.training and torch.is_grad_enabled()
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs, "return_dict": True}
-        if "sparse" not in self.config.mlp_layer_types or not (is_learning or is_requested):
+        is_requested = wants_router_logits(self.config, kwargs)
+        kwargs.pop("output_router_logits", None)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        inputs |= {"return_dict": True, "called_by_head": True}
+        if not has_labels:
+            warn_of_foreign_loss(self, is_requested)
+        elif hasattr(self, "_loss_function"):
+            warn_of_foreign_loss(self, is_requested, LANGUAGE_MODEL_TERMS)
+        in_training = is_learning(self)
+        if "sparse" not in self.config.mlp_layer_types or not (in_training or is_requested):
             return self.model(**inputs, output_router_logits=False), None
         outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
         if not outputs.router_logits:  # generate() drafts with the first layers, which may all be dense
             return outputs, None
         routed = (outputs.router_logits, outputs.router_indices, padding_mask(attention_mask))
-        balance = measure_balance(*routed, self.config, over_processes=is_learning)
-        if is_learning and self.config.router_bias_update_rate:
-            add_loads(self.model.routers, balance)
-        if is_learning and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
+        balance = measure_balance(*routed, self.config, over_processes=in_training)
+        if in_training and self.model.gradient_checkpointing and not balance.aux_loss.requires_grad:
             logger.warning_once("reentrant gradient checkpointing: the balancing losses have no gradient")
         if not is_requested:
             outputs.router_logits = None
@@ -133,16 +183,35 @@ class BalancedDecoder:
 # --- balance without a loss ---------------------------------------------------------------------------------------
 
 
-def add_loads(routers: Iterable[nn.Module], balance: Balance) -> None:
-    """Adds the loads of a forward pass to those that each trained router's next bias update is computed from."""
-    for router, load in zip(routers, balance.tokens_per_expert, strict=True):
-        if router.weight.requires_grad:
-            router.tokens_per_expert.add_(load)
+def expert_load(indices: torch.Tensor, mask: torch.Tensor | None, num_experts: int) -> torch.Tensor:
+    """Returns the number of tokens routed to each expert, (experts,).
+
+    Args:
+        indices: (B * T, k), the chosen experts.
+        mask: (B, past + T), True where there is a token; None without padding.
+        num_experts: number of experts.
+    """
+    is_chosen = torch.zeros(len(indices), num_experts, dtype=torch.bool, device=indices.device)
+    is_chosen.scatter_(-1, indices, True)
+    if mask is not None:
+        length = len(indices) // len(mask)
+        is_chosen &= mask[:, -length:].flatten()[:, None].to(indices.device)
+    return is_chosen.sum(dim=0)
+
+
+def holds(optimizer: Optimizer, module: nn.Module) -> bool:
+    """True if an optimizer holds a parameter of the module, or a flat parameter of FSDP 1 that contains one."""
+    own = {id(parameter) for parameter in module.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in own or any(part.module is module for part in getattr(parameter, "_param_infos", ())):
+                return True
+    return False
 
 
 def update_after_steps(router: nn.Module) -> None:
-    """Calls `router.update_bias()` after each step of an optimizer that has the router's weight among its parameters:
-    once for all micro-batches of a step, in any training loop.
+    """Calls `router.update_bias()` after each step of an optimizer that holds the router's parameters: once for all
+    micro-batches of a step, in any training loop.
 
     torch's hook is global. It is removed when the router is garbage-collected. An optimizer that works on copies of
     the parameters (DeepSpeed ZeRO) is not recognized.
@@ -150,8 +219,7 @@ def update_after_steps(router: nn.Module) -> None:
     reference = ref(router)
 
     def update_bias(optimizer: Optimizer, *_: Any) -> None:
-        weight = reference().weight
-        if any(parameter is weight for group in optimizer.param_groups for parameter in group["params"]):
+        if holds(optimizer, reference()):
             reference().update_bias()
 
     finalize(router, register_optimizer_step_post_hook(update_bias).remove)

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
-from .balancing import BalancedDecoder
+from .balancing import BalancedDecoder, warn_unless_called_by_head
 from .batch_layout import BatchLayout, padding_mask
 from .caches import prepare_cache
 from .checkpoints import CheckpointFiles
@@ -45,7 +45,7 @@ from .generation import GPTGenerationMixin
 from .implementations import ImplementationChoice
 from .linear import Linear
 from .losses import LossTerms, language_model_loss
-from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward
+from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward, routers_to_count
 from .norms import build_norm
 from .positions import build_positions, check_indices, identity
 from .targets import Targets, next_token_targets
@@ -150,7 +150,7 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreT
             linear layers, embeddings, routers, sinks      normal, std = initializer_range
             o_proj, down_proj (into the residual stream)   normal, std / sqrt(2 x layers) (GPT-2, section 2.3)
             norms                                          1
-            all biases, counts of the routers              0
+            all biases                                     0
 
         The second line keeps the variance of the residual stream, a sum of 2 x layers outputs, independent of depth.
         """
@@ -173,7 +173,6 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreT
                 init.zeros_(module.bias)
         if isinstance(module, BiasedChoiceRouter):
             init.zeros_(module.e_score_correction_bias)
-            init.zeros_(module.tokens_per_expert)
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, configuration and this code, so that each Auto class loads the folder without hf_gpt installed
@@ -233,6 +232,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
                 or a position beyond the learned ones (on a CPU; an accelerator asserts); an attention mask that is
                 shorter than the tokens.
         """
+        warn_unless_called_by_head(self, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         inputs = input_ids if inputs_embeds is None else inputs_embeds
@@ -253,6 +253,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        routers = routers_to_count(self)
         for block in self.blocks_to_run():
             hidden_states = block(
                 hidden_states,
@@ -263,14 +264,15 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
                 use_cache=use_cache,
                 **kwargs,
             )
+        for router in routers:
+            router.count(tokens.mask)
         hidden_states = self.project_out(self.norm(hidden_states))
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     @property
     def routers(self) -> list[TopKRouter]:
         """The routers of the sparse layers, in order."""
-        blocks = zip(self.blocks_to_run(), self.config.mlp_layer_types, strict=False)
-        return [block.mlp.router for block, kind in blocks if kind == "sparse"]
+        return [module for module in self.modules() if isinstance(module, TopKRouter)]
 
     def blocks_to_run(self) -> Iterable[GPTBlock]:
         """Returns all blocks, or in training those that layerdrop does not skip."""
@@ -348,6 +350,7 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            has_labels=labels is not None,
             **kwargs,
         )
         hidden_states, logits, loss, lm_loss = outputs.last_hidden_state, None, None, None
@@ -446,7 +449,7 @@ class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
         """Runs decoder, output layer and loss, with the arguments of the head's `forward`. Logits are (B, T, outputs),
         or (B, outputs) if the head pools."""
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
-        outputs, balance = self.run_decoder(input_ids, attention_mask, **inputs)
+        outputs, balance = self.run_decoder(input_ids, attention_mask, has_labels=labels is not None, **inputs)
         states = outputs.last_hidden_state
         logits = self.score(self.dropout(self.pool(states, input_ids, attention_mask) if self.pools else states))
         loss = None

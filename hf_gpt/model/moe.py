@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .balancing import update_after_steps
+from .backends import is_traced
+from .balancing import expert_load, is_learning, sum_over_processes, update_after_steps
 from .configuration_gpt import GPTConfig
 from .experts import Experts
 from .feed_forward import build_mlp
@@ -78,33 +79,74 @@ class BiasedChoiceRouter(TopKRouter):
         super().__init__(config)
         self.score = config.router_score_function
         self.rate = config.router_bias_update_rate
-        zeros = torch.zeros(config.num_local_experts, dtype=torch.float32)
-        self.register_buffer("e_score_correction_bias", zeros)
-        # Loads since the last optimizer step. Not saved: checkpoints are written between steps, where they are 0.
-        self.register_buffer("tokens_per_expert", zeros.clone(), persistent=False)
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.num_local_experts, dtype=torch.float32))
+        self.chosen: torch.Tensor | None = None
+        # No buffers: DDP would overwrite them by those of rank 0. Replicas of nn.DataParallel share the dictionary.
+        self.loads: dict[torch.device, torch.Tensor] = {}
         update_after_steps(self)
 
-    def _apply(self, *args, **kwargs):  # small steps and counts need float32, also if the weights are cast
+    def _apply(self, *args, **kwargs):
         super()._apply(*args, **kwargs)
-        self.e_score_correction_bias = self.e_score_correction_bias.float()
-        self.tokens_per_expert = self.tokens_per_expert.float()
+        self.keep_float32()
         return self
 
     def __setstate__(self, state: dict) -> None:  # a copied or unpickled router
         super().__setstate__(state)
         update_after_steps(self)
 
+    def keep_float32(self) -> None:
+        """Undoes a cast of the bias (`model.to(dtype)`, mixed precision of FSDP 1), in which small steps are lost."""
+        self.e_score_correction_bias = self.e_score_correction_bias.float()
+
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = SCORES[self.score](logits) + self.e_score_correction_bias
         indices = scores.topk(self.top_k, dim=-1).indices
+        if self.training:
+            self.chosen = indices
         return logits.gather(-1, indices), indices
 
     @torch.no_grad()
+    def count(self, mask: torch.Tensor | None) -> None:
+        """Adds the choices of one forward pass to the loads, if the router is trained.
+
+        Args:
+            mask: (B, past + T), True where there is a token; None without padding.
+        """
+        chosen, self.chosen = self.chosen, None
+        if chosen is not None and self.weight.requires_grad:
+            load = expert_load(chosen, mask, len(self.e_score_correction_bias))
+            self.loads.setdefault(load.device, torch.zeros_like(load)).add_(load)
+
+    @property
+    def tokens_per_expert(self) -> torch.Tensor:
+        """(experts,), the number of tokens routed to each expert in this process since the last optimizer step."""
+        zeros = torch.zeros_like(self.e_score_correction_bias, dtype=torch.float32)
+        return sum((load.to(zeros.device) for load in self.loads.values()), start=zeros)
+
+    @torch.no_grad()
     def update_bias(self) -> None:
-        """Raises the bias of experts with a load below the mean, and lowers it above."""
-        load = self.tokens_per_expert
+        """Raises the bias of experts with a load below the mean over all processes, and lowers it above. Every process
+        must call this function, as an optimizer step does."""
+        if not self.rate:
+            return
+        load = sum_over_processes(self.tokens_per_expert)
+        self.keep_float32()
         self.e_score_correction_bias += self.rate * (load.mean() - load).sign()
-        load.zero_()
+        for counted in self.loads.values():
+            counted.zero_()
+
+
+def routers_to_count(decoder: nn.Module) -> list[BiasedChoiceRouter]:
+    """Returns the routers that count the choices of a forward pass: in training, outside of torch.func and tracing.
+
+    Older choices are dropped: gradient checkpointing makes them again in backward.
+    """
+    is_updated = decoder.config.router_bias_update_rate and is_learning(decoder)
+    if not is_updated or (is_traced() and not torch.compiler.is_compiling()):
+        return []
+    for router in decoder.routers:
+        router.chosen = None
+    return decoder.routers
 
 
 def build_router(config: GPTConfig) -> TopKRouter:

@@ -10,6 +10,8 @@ from tiny import make_config, make_model, random_ids
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import set_seed
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import logging
+from wrapped import WRAPPERS, process_group, replica
 
 from hf_gpt import (
     GPTForCausalLM,
@@ -171,6 +173,19 @@ def step(model, ids, **kwargs):
     model(ids, labels=ids, **kwargs).loss.backward()
 
 
+def fused_head(model, **inputs):
+    """The loss of trainers that call the decoder, and the output layer chunk by chunk (TRL)."""
+    return model.get_output_embeddings()(model.base_model(**inputs, use_cache=False).last_hidden_state).sum()
+
+
+FOREIGN_LOSSES = {
+    "logits": lambda model, **inputs: model(**inputs).logits.sum(),
+    "decoder": lambda model, **inputs: model.model(**inputs).last_hidden_state.sum(),
+    "router logits": lambda model, **inputs: model.model(**inputs, output_router_logits=True).router_logits[0].sum(),
+    "fused head": fused_head,
+}
+
+
 class TestBias:
     """`router_bias_update_rate`: load balancing without a loss."""
 
@@ -272,6 +287,110 @@ class TestBias:
         gc.collect()
         assert len(_global_optimizer_post_hooks) == before
 
+    @pytest.mark.parametrize("foreign", FOREIGN_LOSSES)
+    @pytest.mark.parametrize("variant", ["deepseek", "mixtral", "gpt_oss"])
+    def test_moves_under_a_loss_that_is_computed_elsewhere(self, variant, foreign):
+        """The loads are those of a head with labels, with padding."""
+        ids, mask = random_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
+        mask[0, :4] = 0
+        found = []
+        for run in (lambda model, **inputs: model(**inputs, labels=ids).loss, FOREIGN_LOSSES[foreign]):
+            model = make_model(variant, router_bias_update_rate=0.25).train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            run(model, input_ids=ids, attention_mask=mask).backward()
+            loads = [router.tokens_per_expert for router in routers(model)]
+            assert all(load.sum() == 10 * model.config.num_experts_per_tok for load in loads)
+            optimizer.step()
+            found.append((loads, [router.e_score_correction_bias for router in routers(model)]))
+        for ours, expected in zip(*found, strict=True):
+            assert all(map(torch.equal, ours, expected))
+        assert all(bias.any() for bias in found[0][1])
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_recomputation_does_not_count(self, reentrant):
+        """Also if layerdrop skips a layer whose choices backward has just made again."""
+        fields = {"mlp_layer_types": ["sparse"] * 2, "num_hidden_layers": 2}
+        model, ids = make_model("deepseek", **fields).train(), random_ids(2, 7)
+        enable_activation_checkpointing(model, {"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        for _ in range(2):
+            step(model, ids, use_cache=False)
+        assert [router.tokens_per_expert.sum() for router in routers(model)] == [2 * 14 * 2] * 2
+        model.config.layerdrop = 1.0
+        model(ids, labels=ids, use_cache=False)
+        assert [router.tokens_per_expert.sum() for router in routers(model)] == [2 * 14 * 2] * 2
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_moves_in_a_wrapped_model(self, wrapper):
+        """A small step is not lost where FSDP casts buffers to bfloat16."""
+        ids, biases = random_ids(2, 7), []
+        with process_group():
+            for wrap in (lambda model: model, WRAPPERS[wrapper]):
+                model = make_model("deepseek", router_bias_update_rate=0.001).train()
+                (router,) = routers(model)
+                router.e_score_correction_bias.copy_(torch.arange(6) / 8)
+                wrapped = wrap(model)
+                optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+                for _ in range(2):
+                    step(wrapped, ids)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                biases.append(router.e_score_correction_bias)
+        assert torch.equal(*biases)
+        assert not torch.equal(biases[0], torch.arange(6) / 8)
+
+    def test_replicas_count_together(self, model):
+        """nn.DataParallel trains copies; the optimizer holds the original."""
+        rows, (router,), expected = random_ids(4, 7), routers(model), copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for part in rows.chunk(2):
+            step(replica(model), part)
+        step(expected, rows)
+        assert torch.equal(router.tokens_per_expert, routers(expected)[0].tokens_per_expert)
+        optimizer.step()
+        assert router.e_score_correction_bias.any()
+
+    def test_counts_all_processes(self, model, monkeypatch):
+        """The sum is made once for a step, after the micro-batches."""
+        elsewhere, calls = torch.tensor([0.0, 0, 0, 0, 0, 1e6]), []
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: calls.append(counts.add_(elsewhere)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model.model(random_ids(2, 7)).last_hidden_state.sum().backward()
+        assert not calls
+        optimizer.step()
+        assert len(calls) == 1
+        assert torch.equal(routers(model)[0].e_score_correction_bias, torch.tensor([0.25] * 5 + [-0.25]))
+
+    def test_no_wrapper_overwrites_the_loads(self, model):
+        """DDP broadcasts all buffers before a forward pass."""
+        step(model, random_ids(2, 7))
+        assert [name.rpartition(".")[2] for name, _ in model.named_buffers() if "router" in name] == [
+            "e_score_correction_bias"
+        ]
+
+    def test_counts_inside_a_compiled_graph(self, model):
+        ids, (router,) = random_ids(2, 7), routers(model)
+        compiled = torch.compile(model.model, backend="eager", fullgraph=True)
+        for _ in range(3):
+            compiled(ids)
+        expected = copy.deepcopy(model)
+        expected.model(ids)
+        assert torch.equal(4 * router.tokens_per_expert, 3 * routers(expected)[0].tokens_per_expert)
+
+    def test_functional_transforms_do_not_count(self, model):
+        ids, (router,) = random_ids(2, 7), routers(model)
+        model.set_experts_implementation("batched_mm")
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters):
+            return torch.func.functional_call(model, parameters, (ids,)).logits.sum()
+
+        gradient = torch.func.grad(loss)(parameters)["model.norm.weight"]
+        assert torch.allclose(gradient, torch.autograd.grad(loss(parameters), model.model.norm.weight)[0], atol=1e-4)
+        assert router.tokens_per_expert.sum() == 14 * 2
+
     def test_changes_the_choice_but_not_the_shares(self, model):
         model.eval()
         (router,) = routers(model)
@@ -306,6 +425,58 @@ class TestBias:
         assert not routers(again)[0].e_score_correction_bias.any()
         ids = random_ids(2, 7)
         assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-6)
+
+
+@pytest.fixture
+def warnings(caplog):
+    """The warnings so far; each test may log every one once more."""
+    logging.get_logger().warning_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        yield lambda: [record.getMessage() for record in caplog.records]
+
+
+SETTINGS = {"label_smoothing": 0.1, "lm_z_loss_coef": 0.02, "router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.004}
+OUTSIDE = "not part of a loss that is computed outside of the model; pass labels to its head"
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_LOSSES)
+def test_a_loss_computed_elsewhere_lacks_these_fields(foreign, warnings):
+    """A caller that requests router logits computes the load-balancing loss itself."""
+    model, ids = make_model("mixtral", **SETTINGS).train(), random_ids(2, 7)
+    for _ in range(2):
+        FOREIGN_LOSSES[foreign](model, input_ids=ids)
+    included = "router_aux_loss_coef" if foreign == "router logits" else None
+    shown = [f"{name}={value}" for name, value in SETTINGS.items() if name != included]
+    assert warnings() == [f"{', '.join(shown)}: {OUTSIDE}"]
+
+
+@pytest.mark.parametrize("part", ["head", "decoder"])
+def test_a_loss_computed_elsewhere_of_a_dense_model(part, warnings):
+    model, ids = make_model(**SETTINGS).train(), random_ids(2, 7)
+    (model if part == "head" else model.model)(ids)
+    assert warnings() == [f"label_smoothing=0.1, lm_z_loss_coef=0.02: {OUTSIDE}"]
+
+
+def test_a_loss_function_of_the_user_lacks_the_terms_of_the_language_model(warnings):
+    model, ids = make_model("mixtral", **SETTINGS).train(), random_ids(2, 7)
+    model.loss_function = lambda logits, labels, **_: logits.mean()
+    model(ids, labels=ids)
+    assert warnings() == [f"label_smoothing=0.1, lm_z_loss_coef=0.02: {OUTSIDE}"]
+
+
+def test_no_warning_with_labels_in_inference_or_without_settings(variant, warnings):
+    ids = random_ids(2, 7)
+    model = make_model(variant, **SETTINGS).train()
+    model(ids, labels=ids)
+    with torch.no_grad():
+        model(ids)
+    model.generate(ids, max_new_tokens=2, pad_token_id=0)
+    model.eval()(ids)
+    model.model(ids)
+    plain = make_model(variant).train()
+    plain(ids)
+    plain.model(ids)
+    assert not [message for message in warnings() if OUTSIDE in message]
 
 
 def test_reentrant_checkpointing_warns(caplog):
