@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention_masks import GatheredKeys, Pieces
 from .backends import by_key_head
 from .configuration_gpt import GPTConfig
-from .linear import Linear, project_together
+from .linear import project, project_together
 from .norms import build_norm
 from .positions import build_rotation, identity
 from .sparse_attention import Batch, Piece, attend_by_pieces
@@ -115,10 +115,10 @@ class GPTAttention(nn.Module):
 
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query_width, bias=config.attention_bias)
-        self.k_proj = Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
         self.o_proj.writes_to_residual = True  # for its initial weights
         if config.attention_sinks:  # transformers reads the presence of the attribute
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
@@ -157,7 +157,7 @@ class GPTAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
             sliding_window=self.sliding_window,
-            s_aux=self._parameters.get("sinks"),
+            s_aux=getattr(self, "sinks", None),  # a replica or a wrapper may hold it as a plain attribute
             **kwargs,
         )
-        return self.o_proj(output.reshape(*batch_and_length, -1)), probabilities
+        return project(self.o_proj, output.reshape(*batch_and_length, -1)), probabilities

@@ -38,6 +38,8 @@ def find_operation(path: str, *arguments: str) -> Callable | None:
 
 FUNCTORCH_ACTIVE = find_operation("_C._are_functorch_transforms_active")
 DISPATCH_MODES = find_operation("_C._len_torch_dispatch_stack")
+DISPATCH_MODE = find_operation("_C._get_dispatch_mode")
+TRACING_MODES = [find_operation(f"_C._TorchDispatchModeKey.{name}") for name in ("FAKE", "PROXY")]
 GLOBAL_HOOKS = find_operation("nn.modules.module._has_any_global_hook")
 ALIAS = find_operation("ops.aten.alias.default", "self")
 
@@ -70,8 +72,8 @@ INT4_PACK = find_operation("ops.aten._convert_weight_to_int4pack_for_cpu.default
 
 
 def is_plain(*operands: torch.Tensor | None) -> bool:
-    """True if no operand is quantized, sharded or fake, and nothing traces, counts or transforms the operations: then
-    an operation may be replaced by another, and by an autograd function."""
+    """True if no operand is quantized, sharded or fake, and nothing traces or transforms the operations: then an
+    operation may be replaced by an autograd function."""
     for operand in operands:
         if operand is not None and type(operand) is not torch.Tensor and type(operand) is not nn.Parameter:
             return False
@@ -79,10 +81,17 @@ def is_plain(*operands: torch.Tensor | None) -> bool:
 
 
 def is_traced() -> bool:
-    """True where values of tensors cannot be read, or operations are recorded: in torch.compile, torch.export,
-    torch.jit.trace and transforms of torch.func, and under a dispatch mode (FakeTensorMode, FlopCounterMode)."""
+    """True where values of tensors cannot be read: in torch.compile, torch.export, torch.jit.trace, make_fx,
+    FakeTensorMode and transforms of torch.func."""
     if torch.compiler.is_compiling() or is_functorch_active() or torch.jit.is_tracing():
         return True
+    if not is_observed() or DISPATCH_MODE is None:
+        return False
+    return any(mode is not None and DISPATCH_MODE(mode) is not None for mode in TRACING_MODES)
+
+
+def is_observed() -> bool:
+    """True under a dispatch mode, which receives each operation: FlopCounterMode does not know those of oneDNN."""
     return DISPATCH_MODES is not None and DISPATCH_MODES() > 0
 
 
@@ -112,7 +121,7 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
 def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
     """True for plain tensors on a CPU in a dtype of oneDNN's linear kernel: the condition of `Route.ONEDNN` and of
     `matmul`."""
-    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands):
+    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or is_observed() or not is_plain(*operands):
         return False
     return all(operand is None or operand.is_cpu for operand in operands)
 

@@ -6,6 +6,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from .configuration_gpt import GPTConfig
+from .quantized_weights import install_kernels
 
 NEEDS_TORCHAO = "quantized weights need torchao: pip install 'hf_gpt[quant]'"
 
@@ -28,7 +29,7 @@ class CheckpointFiles:
         if kwargs.get("quantization_config") is not None:
             refuse_quantized(kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path))
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("torchao"):
                 raise ImportError(NEEDS_TORCHAO) from None
@@ -36,6 +37,8 @@ class CheckpointFiles:
         except SafetensorError as error:
             file = damaged_file(pretrained_model_name_or_path)
             raise OSError(f"{file} is truncated or damaged: {error}") from None
+        install_kernels(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
+        return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, configuration and code, as in the base class."""

@@ -1,23 +1,14 @@
-"""The token embeddings: nn.Embedding, whose table may be quantized, and whose gradient is added to that of a tied
-output layer in place."""
+"""The lookup of token embeddings that are tied to the output layer: its gradient is added to that of the output layer
+in place."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from .backends import alias, is_plain
 from .linear import is_bare
 from .positions import check_indices
-from .quantized_weights import is_quantized, look_up
-
-
-class Embedding(nn.Embedding):
-    """(B, T) token ids to (B, T, embedding_dim)."""
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return look_up(self.weight, ids) if is_quantized(self.weight) else super().forward(ids)
 
 
 class DenseGradient(torch.autograd.Function):
@@ -28,7 +19,6 @@ class DenseGradient(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient.to_dense() if gradient.is_sparse else gradient
 
@@ -43,17 +33,18 @@ class SparseLookup(torch.autograd.Function):
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (ids,) = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
+        if torch.is_grad_enabled():  # create_graph: a sparse tensor has few operations with a second derivative
+            return rows.new_zeros(ctx.shape).index_add(0, ids.flatten(), rows), None
         return torch.sparse_coo_tensor(ids.reshape(1, -1), rows, ctx.shape, check_invariants=False), None
 
 
 def suits_tied_lookup(embedding: nn.Module, head: nn.Module, ids: torch.Tensor | None) -> bool:
     """True if `look_up_tied` computes what the embedding does for ids of (B, T), and is faster: both modules are bare
     and share one plain float32 weight on a CPU whose gradient is recorded."""
-    if ids is None or not (torch.is_grad_enabled() and is_bare(embedding, Embedding) and is_bare(head)):
+    if ids is None or not (torch.is_grad_enabled() and is_bare(embedding, nn.Embedding) and is_bare(head)):
         return False
     weight = head.weight
     is_trained = embedding.weight is weight and weight.requires_grad and weight.dtype == torch.float32

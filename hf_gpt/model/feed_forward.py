@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
-from .linear import Linear, OneDNNLinear, Route, compute_dtype, linear_gradients, project_together, route
+from .differentiation import differentiate
+from .linear import OneDNNLinear, Route, compute_dtype, linear_gradients, project, project_together, route
 
 # Other names of one function. transformers implements the first as a chain of elementwise operations, each of which
 # saves a tensor for backward; the last is one kernel.
@@ -64,9 +64,11 @@ class ActivatedLinear(torch.autograd.Function):
         return OneDNNLinear.forward(activate(*inputs), weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, bias, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            arguments = (ctx.activate, weight, bias, *inputs)
+            return differentiate(activated_linear, arguments, ctx.needs_input_grad, gradient)
         _, needs_weight, needs_bias, *needs_inputs = ctx.needs_input_grad
         inputs = [each.detach().requires_grad_() for each in inputs]
         with torch.enable_grad():
@@ -78,6 +80,14 @@ class ActivatedLinear(torch.autograd.Function):
         if to_active is not None:
             to_inputs = torch.autograd.grad(active, inputs, to_active)
         return None, *to_parameters, *to_inputs
+
+
+def activated_linear(
+    activate: Callable[..., torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None, *inputs: torch.Tensor
+) -> torch.Tensor:
+    """`ActivatedLinear` in differentiable operations."""
+    active = activate(*inputs)
+    return nn.functional.linear(active, weight.to(active.dtype), None if bias is None else bias.to(active.dtype))
 
 
 # A larger activation is recomputed in backward: the allocator of a CPU maps memory anew above this size in every step,
@@ -95,9 +105,11 @@ def activate_and_project(
 ) -> torch.Tensor:
     """Returns layer(activate(inputs)), inputs of (..., intermediate) to (..., out). On a CPU a large activation is not
     saved for backward."""
-    if torch.is_grad_enabled() and route(layer, *inputs) is Route.ONEDNN and is_recomputed(inputs[0]):
-        return ActivatedLinear.apply(activate, layer.weight, layer.bias, *inputs)
-    return layer(activate(*inputs))
+    if torch.is_grad_enabled() and is_recomputed(inputs[0]) and route(layer, *inputs) is Route.ONEDNN:
+        matrices = [each.reshape(-1, each.shape[-1]) for each in inputs]
+        output = ActivatedLinear.apply(activate, layer.weight, layer.bias, *matrices)
+        return output.view(*inputs[0].shape[:-1], output.shape[-1])
+    return project(layer, activate(*inputs))
 
 
 class MLP(nn.Module):
@@ -105,13 +117,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True  # for its initial weights
         self.act_fn = build_activation(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return activate_and_project(self.act_fn, self.down_proj, self.up_proj(hidden_states))
+        return activate_and_project(self.act_fn, self.down_proj, project(self.up_proj, hidden_states))
 
 
 class GatedMLP(nn.Module):
@@ -119,9 +131,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: GPTConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True
         self.combine = GATES[config.mlp_type](config)
 

@@ -1,15 +1,23 @@
-"""The linear layer of every projection: nn.Linear, by oneDNN on a CPU."""
+"""Products of linear layers: by oneDNN on a CPU where a call of the layer is nothing more than its product.
 
+The layers are `nn.Linear` itself, because tools that quantize or replace layers ask for exactly this class. So the
+faster product is chosen by the caller, `project(layer, states)`, and everything else that a layer may have become -
+hooked, wrapped, quantized, sharded, traced - is called as it is.
+"""
+
+import operator
 from collections.abc import Sequence
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from .backends import is_plain, matmul, onednn_linear, pack_weight, suits_onednn
-from .quantized_weights import forget_packed, is_quantized, multiply
+from .backends import has_global_hooks, is_plain, matmul, onednn_linear, pack_weight, suits_onednn
+from .quantized_weights import QuantizedLinear, is_quantized, multiply
 
 
 class Route(Enum):
@@ -26,13 +34,11 @@ class Route(Enum):
 
 
 def route(layer: nn.Module, *states: torch.Tensor) -> Route:
-    """Returns how a caller may compute `layer(states)`, states of (..., in): by the layer's own route if it is bare,
-    else by the module."""
-    return route_product(layer.weight, layer.bias, *states) if is_bare(layer) else Route.MODULE
-
-
-def route_product(weight: torch.Tensor, bias: torch.Tensor | None, *states: torch.Tensor) -> Route:
-    """Returns how to compute x W^T + b for the given states, which all have the same dtype."""
+    """Returns how a caller may compute `layer(states)`, states of (..., in), which all have the same dtype: by the
+    layer's own route if it is bare, else by the module."""
+    if not is_bare(layer):
+        return Route.MODULE
+    weight, bias = layer.weight, layer.bias
     if is_quantized(weight):
         return Route.QUANTIZED
     if suits_onednn(compute_dtype(states[0]), weight, bias, *states):
@@ -46,9 +52,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
     """True if a call of the layer is just the `forward` of one of these types, by default of a linear layer: it has no
     hooks, no wrapper and no `forward` of its own."""
+    if type(layer) not in (types or (nn.Linear, QuantizedLinear)):
+        return False
     attributes = vars(layer)
-    is_wrapped = "forward" in attributes or any(attributes[hooks] for hooks in HOOKS)
-    return type(layer) in (types or (Linear, nn.Linear)) and not is_wrapped
+    return not ("forward" in attributes or has_global_hooks() or any(attributes[hooks] for hooks in HOOKS))
 
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
@@ -70,7 +77,7 @@ class OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
-        """(..., in), weights of (out, in) and as many biases, (out,), to (..., sum of out)."""
+        """(N, in), weights of (out, in) and as many biases, (out,), to (N, sum of out)."""
         weight, bias = joined(parameters, states.dtype)
         return matmul(states, weight.t(), bias)
 
@@ -96,7 +103,6 @@ def linear_gradients(
     to_states, to_weights, to_biases = None, [None] * len(weights), [None] * len(weights)
     if needs_states:
         to_states = matmul(gradient, joined(parameters, gradient.dtype)[0])
-    gradient, states = gradient.flatten(0, -2), states.flatten(0, -2)
     rows = [len(weight) for weight in weights]
     if any(needs_parameters[: len(weights)]):
         to_weights = weight_gradient(gradient, states).to(weights[0].dtype).split(rows)
@@ -132,31 +138,56 @@ def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tup
 # --- packed weights for decoding ----------------------------------------------------------------------------------
 
 
+class PackedWeight(NamedTuple):
+    """Weights and biases as one packed weight and one bias, and references to what they were packed from."""
+
+    sources: tuple[ref | None, ...]
+    packed: tuple[torch.Tensor, torch.Tensor | None] | None
+    """None until the weights are used a second time."""
+    bytes: int
+
+    def is_from(self, parameters: Sequence[torch.Tensor | None]) -> bool:
+        """True if these are the parameters that were packed."""
+        sources = [None if source is None else source() for source in self.sources]
+        return len(sources) == len(parameters) and all(map(operator.is_, sources, parameters))
+
+
 class PackedWeights:
     """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones
-    (benchmarks/RESULTS.md, decoding and quantized weights)."""
+    (benchmarks/RESULTS.md, decoding and quantized weights).
+
+    A weight is packed when it is used a second time, and released with the weight: offloaded weights are new tensors at
+    each use.
+    """
 
     ROWS = 64
     BYTES = 2 * 2**30  # limit on all packed weights together
     MIN_CALLS = 24  # calls of a layer that pay for packing it
 
     def __init__(self) -> None:
-        self.packed: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
-        self.sources: list[Sequence[torch.Tensor | None]] = []  # references, so that no other tensor gets the same id
-        self.bytes = 0
+        self.by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the first weight
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all packed weights."""
+        return sum(entry.bytes for entry in self.by_weight.values())
 
     def get(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Returns weights followed by as many biases as one packed weight and one bias, or None beyond the limit."""
-        key = tuple(map(id, parameters))
-        if key not in self.packed:
-            size = sum(2 * weight.numel() for weight in halves(parameters)[0])  # bytes
+        """Returns weights followed by as many biases as one packed weight and one bias; None at their first use, or
+        beyond the limit."""
+        entry = self.by_weight.get(parameters[0])
+        if entry is None or not entry.is_from(parameters):
+            sources = tuple(None if each is None else ref(each) for each in parameters)
+            self.by_weight[parameters[0]] = PackedWeight(sources, None, 0)
+            return None
+        if entry.packed is None:
+            size = sum(2 * weight.numel() for weight in halves(parameters)[0])
             if self.bytes + size > self.BYTES:
                 return None
             weight, bias = joined(parameters, torch.bfloat16)
-            self.packed[key] = pack_weight(weight), bias
-            self.sources.append(parameters)
-            self.bytes += size
-        return self.packed[key]
+            entry = entry._replace(packed=(pack_weight(weight), bias), bytes=size)
+            self.by_weight[parameters[0]] = entry
+        return entry.packed
 
 
 # The packed weights of the running generate().
@@ -165,7 +196,7 @@ PACKED: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=
 
 def reads_packed(states: torch.Tensor) -> bool:
     """True for a few rows in bfloat16 inside a generate() that packs weights."""
-    if torch.compiler.is_compiling() or PACKED.get() is None:
+    if PACKED.get() is None:
         return False
     return states.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
 
@@ -173,37 +204,32 @@ def reads_packed(states: torch.Tensor) -> bool:
 # --- layers -------------------------------------------------------------------------------------------------------
 
 
-def project(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
+def product(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
     """Returns x W^T + b by oneDNN: weights followed by as many biases, as in `OneDNNLinear`."""
     dtype = compute_dtype(states)
     if states.dtype != dtype:
         states = states.to(dtype)
     if torch.is_grad_enabled():
-        return OneDNNLinear.apply(states, *parameters)
+        # As a matrix: a tensor of three dimensions would leave the function as a view, which forbids in-place edits.
+        output = OneDNNLinear.apply(states.reshape(-1, states.shape[-1]), *parameters)
+        return output.view(*states.shape[:-1], output.shape[-1])
     packed = PACKED.get().get(parameters) if reads_packed(states) else None
     return onednn_linear(states, *(packed or joined(parameters, dtype)))
 
 
-class Linear(nn.Linear):
-    """x W^T + b.
+def project(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Returns `layer(states)`, (..., in) to (..., out).
 
-    On a CPU by oneDNN: in float32 a speedup of 1.1 to 2.2 over the BLAS that `F.linear` calls on AMD processors, from
+    On a CPU by oneDNN: in float32 a speedup of 1.1 to 2.2 over the BLAS that `nn.Linear` calls on AMD processors, from
     one row to a thousand (benchmarks/RESULTS.md, the lineage). A quantized weight is multiplied by its own kernel.
     """
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weight, self.bias
-        match route_product(weight, bias, states):
-            case Route.ONEDNN:
-                return project(states, weight, bias)
-            case Route.QUANTIZED:
-                return multiply(states, weight, bias)
-            case _:
-                return nn.functional.linear(states, weight, bias)
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        forget_packed(self.weight)
+    match route(layer, states):
+        case Route.ONEDNN:
+            return product(states, layer.weight, layer.bias)
+        case Route.QUANTIZED:
+            return multiply(states, layer.weight, layer.bias)
+        case _:
+            return layer(states)
 
 
 def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch.Tensor]:
@@ -216,5 +242,5 @@ def project_together(states: torch.Tensor, *layers: nn.Module) -> Sequence[torch
     if pays and all(route(layer, states) is Route.ONEDNN for layer in layers):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         if len({bias is None for bias in biases}) == 1:
-            return project(states, *weights, *biases).split([len(weight) for weight in weights], dim=-1)
-    return [layer(states) for layer in layers]
+            return product(states, *weights, *biases).split([len(weight) for weight in weights], dim=-1)
+    return [project(layer, states) for layer in layers]

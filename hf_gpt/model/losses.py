@@ -1,15 +1,15 @@
 """The loss of a language model, computed without holding the logits of all tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import distributed, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .backends import matmul
-from .linear import Route, compute_dtype, route
+from .backends import is_traced, matmul, matmul_float32
+from .differentiation import differentiate
+from .linear import Route, compute_dtype, project, route
 from .positions import check_indices
 from .targets import IGNORED, Targets
 
@@ -23,6 +23,8 @@ CACHED_ROWS = 16
 COMPILED_CHUNKS = 8
 # Rows of the weight gradient that a CPU adds to at once, where the product cannot accumulate by itself.
 ADDED_ROWS = 1024
+# Factor on the gradients of logits in float16. Without it, and without the divisor, probabilities below 6e-8 are lost.
+FLOAT16_UNIT = 1024.0
 
 
 class LossTerms(NamedTuple):
@@ -63,7 +65,7 @@ class LossTerms(NamedTuple):
 def replace_by_gradient(
     buffer: torch.Tensor, targets: torch.Tensor, divisor: torch.Tensor, terms: LossTerms
 ) -> torch.Tensor:
-    """Replaces logits in place by the gradient of their loss over the divisor.
+    """Replaces logits in place by the gradient of their loss over a divisor.
 
     Args:
         buffer: (rows, vocab_size), logits before and gradients after.
@@ -86,7 +88,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The sum of `terms` over a divisor for logits x W^T + b.
 
     Forward computes the logits chunk by chunk and the gradients with them, so that no product is computed twice and
-    backward only scales what forward has saved.
+    backward only scales what forward has kept. A second backward, and one that must be differentiable itself, computes
+    the gradients by `linear_cross_entropy`.
+
+    In float16 the loss is scaled before backward, so that small gradients are not lost, and forward does not know the
+    scale yet. Its gradients are of the sum times `FLOAT16_UNIT`, in float32; backward divides them.
     """
 
     @staticmethod
@@ -103,9 +109,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         each in [0, vocab_size); divisor, a scalar. Returns a scalar in float32 at least."""
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         columns, offset = weight.to(states.dtype).t(), None if bias is None else bias.to(states.dtype)
+        is_half = states.dtype == torch.float16
+        unit = torch.full_like(divisor, 1 / FLOAT16_UNIT, dtype=torch.float32) if is_half else divisor
+        multiply = matmul_float32 if is_half else matmul
         precise = torch.promote_types(states.dtype, torch.float32)
         loss = states.new_zeros((), dtype=precise)
-        to_states = torch.empty_like(states) if needs_states else None
+        to_states = torch.empty_like(states, dtype=precise if is_half else None) if needs_states else None
         to_weight = torch.empty_like(weight, dtype=precise) if needs_weight else None
         to_bias = torch.zeros_like(bias, dtype=precise) if needs_bias else None
         rows = chunk_rows(states, len(weight))
@@ -114,24 +123,50 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), rows):
             chunk = states[start : start + rows]
             to_logits = matmul(chunk, columns, offset)  # (rows, vocab_size), logits until the next line
-            loss += replace_by_gradient(to_logits, targets[start : start + rows], divisor, terms)
+            loss += replace_by_gradient(to_logits, targets[start : start + rows], unit, terms)
             if needs_states:
-                to_states[start : start + rows] = matmul(to_logits, columns.t())
+                to_states[start : start + rows] = multiply(to_logits, columns.t())
             if needs_weight:
                 add_product(to_weight, to_logits.t(), chunk, is_first=start == 0)
             if needs_bias:
                 to_bias += to_logits.sum(dim=0, dtype=precise)
-        gradients = zip((to_states, to_weight, to_bias), (states, weight, bias), strict=True)
-        ctx.save_for_backward(*(None if each is None else each.to(like.dtype) for each, like in gradients))
+        ctx.gradients, ctx.divisor_left, ctx.terms = (to_states, to_weight, to_bias), divisor / unit, terms
+        if not is_half:
+            dtypes = (states.dtype, weight.dtype, None if bias is None else bias.dtype)
+            ctx.gradients, ctx.divisor_left = cast_all(ctx.gradients, dtypes), None
+        ctx.save_for_backward(states, weight, bias, targets, divisor)
         return loss / divisor
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None or torch.is_grad_enabled():  # a second backward, or create_graph
+            inputs = (*ctx.saved_tensors, ctx.terms)
+            return differentiate(linear_cross_entropy, inputs, ctx.needs_input_grad, gradient)
+        if ctx.divisor_left is not None:
+            gradient = gradient / ctx.divisor_left
         if gradient.device.type != "cpu" or gradient.item() != 1:
             gradients = [None if each is None else each * gradient.to(each.dtype) for each in gradients]
-        return *gradients, None, None, None
+        dtypes = [None if each is None else each.dtype for each in ctx.saved_tensors[:3]]
+        return *cast_all(gradients, dtypes), None, None, None
+
+
+def cast_all(tensors: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[torch.Tensor | None]:
+    """Returns each tensor that there is in the dtype of the same index."""
+    return [None if each is None else each.to(dtype) for each, dtype in zip(tensors, dtypes, strict=True)]
+
+
+def linear_cross_entropy(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    divisor: torch.Tensor,
+    terms: LossTerms,
+) -> torch.Tensor:
+    """`LinearCrossEntropy` in differentiable operations, with all logits at once."""
+    logits = nn.functional.linear(states, weight.to(states.dtype), None if bias is None else bias.to(states.dtype))
+    return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets) / divisor
 
 
 def chunk_rows(states: torch.Tensor, vocab_size: int) -> int:
@@ -178,18 +213,20 @@ def language_model_loss(
         ValueError: a label outside the vocabulary (on a CPU; an accelerator asserts).
     """
     states = hidden_states.flatten(0, -2)  # (N, D)
-    if not torch.compiler.is_compiling():
+    if not is_traced():
         check_indices("labels", targets.ids[targets.is_target], "vocab_size", vocab_size)
-    if isinstance(head, nn.Module) and route(head, states) in (Route.PLAIN, Route.ONEDNN):
+    if route(head, states) in (Route.PLAIN, Route.ONEDNN):
         predicting = targets.is_target.nonzero()[:, 0]
         states = states.index_select(0, predicting).to(compute_dtype(states))
         weight = head.weight if tied_weight is None else tied_weight
         return LinearCrossEntropy.apply(states, weight, head.bias, targets.ids[predicting], targets.divisor, terms)
 
     def sum_of_chunk(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        logits = head(states)
+        logits = project(head, states)
         return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids)
 
+    if is_traced() and not torch.compiler.is_compiling():  # torch.func and torch.jit.trace do not support checkpoints
+        return sum_of_chunk(states, targets.ids) / targets.divisor
     rows = max(1, -(-len(states) // COMPILED_CHUNKS))
     if not (torch.compiler.is_compiling() or (distributed.is_available() and distributed.is_initialized())):
         rows = chunk_rows(states, vocab_size)

@@ -39,11 +39,11 @@ from .caches import prepare_cache
 from .checkpoints import CheckpointFiles
 from .class_names import NamedModel
 from .configuration_gpt import GPTConfig
-from .embedding import Embedding, look_up_tied, suits_tied_lookup
+from .embedding import look_up_tied, suits_tied_lookup
 from .experts import Experts
 from .generation import GPTGenerationMixin
 from .implementations import ImplementationChoice
-from .linear import Linear
+from .linear import project
 from .losses import LossTerms, language_model_loss
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward, routers_to_count
 from .norms import build_norm
@@ -188,14 +188,14 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         super().__init__(config)
         width, embedding = config.hidden_size, config.embedding_size
         has_projection = width != embedding
-        self.embed_tokens = Embedding(config.vocab_size, embedding)  # no padding_idx: padding may be <eos>
-        self.project_in = Linear(embedding, width, bias=False) if has_projection else nn.Identity()
+        self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: padding may be <eos>
+        self.project_in = nn.Linear(embedding, width, bias=False) if has_projection else nn.Identity()
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
         block = block_class(config)
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, width) if config.final_norm else nn.Identity()
-        self.project_out = Linear(width, embedding, bias=False) if has_projection else nn.Identity()
+        self.project_out = nn.Linear(width, embedding, bias=False) if has_projection else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -250,7 +250,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             past_key_values = DynamicCache(config=self.config)
         prepare_cache(self.config, past_key_values, tokens)
 
-        hidden_states = self.embed_positions(self.project_in(inputs_embeds), position_ids)
+        hidden_states = self.embed_positions(project(self.project_in, inputs_embeds), position_ids)
         hidden_states = self.dropout(hidden_states)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         routers = routers_to_count(self)
@@ -266,7 +266,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             )
         for router in routers:
             router.count(tokens.mask)
-        hidden_states = self.project_out(self.norm(hidden_states))
+        hidden_states = project(self.project_out, self.norm(hidden_states))
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     @property
@@ -303,7 +303,7 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
-        self.lm_head = Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple
@@ -356,9 +356,9 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
         hidden_states, logits, loss, lm_loss = outputs.last_hidden_state, None, None, None
         if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept])
+            logits = project(self.lm_head, hidden_states[:, kept])
         if labels is not None:
-            targets = next_token_targets(labels, hidden_states.device, **kwargs)
+            targets = next_token_targets(labels, hidden_states, **kwargs)
             if hasattr(self, "_loss_function"):
                 lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             else:
@@ -427,7 +427,7 @@ class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = GPTModel(config)
         self.dropout = build_dropout(config.classifier_dropout)
-        self.score = Linear(config.embedding_size, num_outputs or config.num_labels)
+        self.score = nn.Linear(config.embedding_size, num_outputs or config.num_labels)
         self.post_init()
 
     def mean_loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
@@ -451,7 +451,9 @@ class GPTTaskModel(BalancedDecoder, GPTPreTrainedModel):
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
         outputs, balance = self.run_decoder(input_ids, attention_mask, has_labels=labels is not None, **inputs)
         states = outputs.last_hidden_state
-        logits = self.score(self.dropout(self.pool(states, input_ids, attention_mask) if self.pools else states))
+        logits = project(
+            self.score, self.dropout(self.pool(states, input_ids, attention_mask) if self.pools else states)
+        )
         loss = None
         if labels is not None:
             targets = Targets(labels, num_items_in_batch)

@@ -146,3 +146,35 @@ def multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 def look_up(weight: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Returns rows of a quantized matrix."""
     return KERNELS[type(weight).__name__].look_up(weight, indices)
+
+
+# --- modules ------------------------------------------------------------------------------------------------------
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer with a quantized weight."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return multiply(states, self.weight, self.bias)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        forget_packed(self.weight)
+
+
+class QuantizedEmbedding(nn.Embedding):
+    """Token embeddings with a quantized table."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return look_up(self.weight, ids)
+
+
+MODULES = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}
+
+
+def install_kernels(model: nn.Module) -> None:
+    """Makes each layer with a quantized weight use the kernels of its tensor class, also where it is hooked or
+    wrapped."""
+    for module in model.modules():
+        if type(module) in MODULES and is_quantized(module.weight):
+            module.__class__ = MODULES[type(module)]

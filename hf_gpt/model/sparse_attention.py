@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backends import flash_attention, flash_attention_backward, plain_attention
+from .backends import flash_attention, flash_attention_backward, is_plain, plain_attention
+from .differentiation import differentiate
 
 
 class Piece(NamedTuple):
@@ -78,7 +79,7 @@ def attend_by_pieces(
     device = query.device.type
     if torch.is_autocast_enabled(device):  # as scaled_dot_product_attention does
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
-    if device == "cpu" and not dropout and not torch.compiler.is_compiling():
+    if device == "cpu" and not dropout and is_plain(query, key, value, sinks):
         return UnionAttention.apply(query, key, value, sinks, jobs, scaling)[0].transpose(1, 2)
     output, _ = combine(query, key, value, sinks, jobs, Plain(scaling, dropout))
     return output.transpose(1, 2)
@@ -177,6 +178,9 @@ class UnionAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, sinks, output, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            inputs = (query, key, value, sinks, ctx.jobs, ctx.scaling)
+            return differentiate(union_attention, inputs, ctx.needs_input_grad, gradient)
         grads = tuple(torch.zeros_like(states) for states in (query, key, value))
         for span, pieces in ctx.jobs:
             by_query = tuple(span.of_queries(x) for x in (gradient, query, output, total))
@@ -194,6 +198,18 @@ class UnionAttention(torch.autograd.Function):
             probability = torch.exp(sinks[:, None, None] - total)
             to_sinks = -(probability * (gradient * output).sum(-1, keepdim=True)).sum((0, 2, 3)).to(sinks.dtype)
         return *grads, to_sinks, None, None
+
+
+def union_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    jobs: Jobs,
+    scaling: float,
+) -> torch.Tensor:
+    """The output of `UnionAttention` in differentiable operations."""
+    return combine(query, key, value, sinks, jobs, Plain(scaling, 0.0))[0]
 
 
 def additive(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:

@@ -47,7 +47,7 @@ class Targets(NamedTuple):
 
 def next_token_targets(
     labels: torch.Tensor,
-    device: torch.device,
+    states: torch.Tensor,
     *,
     shift_labels: torch.Tensor | None = None,
     ignore_index: int = IGNORED,
@@ -58,12 +58,30 @@ def next_token_targets(
 
     Args:
         labels: (B, T); the label at t + 1 is the target at t.
-        device: where the targets are needed.
+        states: (B, T, D), from which the targets are predicted.
         shift_labels: (B, T), targets at the positions where they are predicted, instead of `labels`.
         ignore_index: the label that is no target.
         num_items_in_batch: number of targets in the whole batch.
+
+    Raises:
+        ValueError: labels of another shape.
     """
     if shift_labels is None:
+        check_shape("labels", labels, states)
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    ids = shift_labels.to(device).flatten()
+    check_shape("shift_labels", shift_labels, states)
+    ids = shift_labels.to(states.device).flatten()
     return Targets(ids.masked_fill(ids == ignore_index, IGNORED), num_items_in_batch)
+
+
+def check_shape(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> None:
+    """Raises a ValueError if labels do not have the shape of the predictions, (..., D), without their last dimension.
+
+    Misaligned labels would be broadcast or flattened silently.
+    """
+    expected = predictions.shape[:-1]
+    if labels.shape != expected:
+        raise ValueError(
+            f"{name} of shape {tuple(labels.shape)}: expected {tuple(expected)}, one for each prediction. Embeddings "
+            "in front of the tokens, as of a soft prompt, need labels too: -100"
+        )

@@ -11,7 +11,7 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import is_torchao_available
 
 from ..model.checkpoints import NEEDS_TORCHAO, refuse_quantized
-from ..model.quantized_weights import INT4_GROUPS, pack_int4
+from ..model.quantized_weights import INT4_GROUPS, install_kernels, pack_int4
 from .rebuild import Model
 
 GROUP_SIZE = 32
@@ -68,6 +68,7 @@ def quantize(model: Model, to: str = "int8", *, group_size: int = GROUP_SIZE) ->
     for name, parameter in changed.named_parameters():
         if type(parameter) is nn.Parameter and not name.endswith(float32):
             parameter.data = parameter.data.bfloat16()
+    install_kernels(changed)
     changed.hf_quantizer = quantizer
     quantizer.postprocess_model(changed)
     return changed

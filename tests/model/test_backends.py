@@ -15,13 +15,15 @@ from torch import nn
 from hf_gpt.model import backends, quantized_weights
 from hf_gpt.model.backends import find_operation, flash_attention, flash_attention_backward, is_plain
 from hf_gpt.model.embedding import look_up_tied
-from hf_gpt.model.linear import PACKED, Linear, PackedWeights, Route, project_together, route
+from hf_gpt.model.linear import PACKED, PackedWeights, Route, project_together, route
+from hf_gpt.model.quantized_weights import install_kernels
 from hf_gpt.surgery.quantization import SCHEMES
 
 ONEDNN = ["ONEDNN_LINEAR", "ONEDNN_PACK"]
 KERNELS = ["FLASH", "FLASH_BACKWARD"]
 QUANTIZED = ["INT8_MATMUL", "INT4_MATMUL", "INT4_PACK"]
-OPERATIONS = ["FUNCTORCH_ACTIVE", "ALIAS", *ONEDNN, *KERNELS, *QUANTIZED]
+OTHERS = ["FUNCTORCH_ACTIVE", "DISPATCH_MODES", "DISPATCH_MODE", "GLOBAL_HOOKS", "ALIAS", "FLOAT32_MATMUL"]
+OPERATIONS = [*OTHERS, *ONEDNN, *KERNELS, *QUANTIZED]
 
 # A model for each group of operations.
 MODELS = {
@@ -228,7 +230,7 @@ def outputs_and_gradients(layers, states):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_layers_without_onednn(dtype, monkeypatch):
     torch.manual_seed(0)
-    layers, states = [Linear(24, width).to(dtype) for width in (8, 16)], torch.randn(2, 5, 24, dtype=dtype)
+    layers, states = [nn.Linear(24, width).to(dtype) for width in (8, 16)], torch.randn(2, 5, 24, dtype=dtype)
     expected = outputs_and_gradients(layers, states)
     hide(monkeypatch, *ONEDNN)
     assert route(layers[0], states) is Route.PLAIN
@@ -239,7 +241,7 @@ def test_linear_layers_without_onednn(dtype, monkeypatch):
 @pytest.mark.parametrize("hidden", [["ONEDNN_PACK"], ["ONEDNN_LINEAR"], ONEDNN], ids="-".join)
 @torch.no_grad()
 def test_packed_weights_without_onednn(hidden, monkeypatch):
-    layers, states = [Linear(24, width).bfloat16() for width in (8, 16)], torch.randn(1, 1, 24).bfloat16()
+    layers, states = [nn.Linear(24, width).bfloat16() for width in (8, 16)], torch.randn(1, 1, 24).bfloat16()
     expected = [nn.functional.linear(states, layer.weight, layer.bias) for layer in layers]
     hide(monkeypatch, *hidden)
     token = PACKED.set(PackedWeights())
@@ -254,8 +256,9 @@ def test_packed_weights_without_onednn(hidden, monkeypatch):
 @torch.no_grad()
 def test_quantized_layers_without_kernels(scheme, hidden, monkeypatch):
     torch.manual_seed(0)
-    layer, states = Linear(64, 32).bfloat16(), torch.randn(1, 3, 64).bfloat16()
+    layer, states = nn.Linear(64, 32).bfloat16(), torch.randn(1, 3, 64).bfloat16()
     layer.weight = nn.Parameter(SCHEMES[scheme].quantize(layer.weight, 32, "layer"), requires_grad=False)
+    install_kernels(layer)
     hide(monkeypatch, *hidden)
     expected = states.double() @ dequantized(layer.weight).t() + layer.bias.double()
     assert_close([layer(states)], [expected], 1e-2)
@@ -263,7 +266,7 @@ def test_quantized_layers_without_kernels(scheme, hidden, monkeypatch):
 
 def test_without_functorch_active_our_autograd_functions_are_not_used(monkeypatch):
     """They do not work inside torch.func, so that an unknown state counts as inside."""
-    layer, states = Linear(8, 4), torch.randn(2, 8)
+    layer, states = nn.Linear(8, 4), torch.randn(2, 8)
     hide(monkeypatch, "FUNCTORCH_ACTIVE")
     assert not is_plain(states)
     assert route(layer, states) is Route.MODULE

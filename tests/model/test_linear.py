@@ -1,25 +1,27 @@
-"""The linear layer against nn.Linear: outputs, gradients, packed weights and autocast."""
+"""Products of linear layers against calls of them: outputs, gradients, packed weights, autocast, in-place edits."""
+
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gpt.model.backends import onednn_linear
-from hf_gpt.model.linear import PACKED, Linear, PackedWeights, project_together
+from hf_gpt.model.linear import PACKED, PackedWeights, Route, project, project_together, route
 
 SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
 
 
-def layers(bias=True):
-    ours, theirs = Linear(24, 13, bias=bias), nn.Linear(24, 13, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+def calls_of(layer):
+    """Returns the product of a layer and its own call."""
+    return partial(project, layer), layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_nn_linear(shape, bias):
-    ours, theirs = layers(bias)
+    ours, theirs = calls_of(nn.Linear(24, 13, bias=bias))
     states = torch.randn(shape)
     with torch.no_grad():
         assert ours(states).shape == theirs(states).shape
@@ -30,7 +32,7 @@ def test_equals_nn_linear(shape, bias):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_fall_back_to_pytorch(dtype):
-    ours, theirs = (layer.to(dtype) for layer in layers())
+    ours, theirs = calls_of(nn.Linear(24, 13).to(dtype))
     states = torch.randn(3, 24, dtype=dtype)
     with torch.no_grad():
         assert torch.equal(ours(states), theirs(states))
@@ -42,13 +44,14 @@ def test_other_dtypes_fall_back_to_pytorch(dtype):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_equal_those_of_nn_linear(dtype, tolerance, autocast, bias):
-    ours, theirs = (layer.to(dtype) for layer in layers(bias))
+    layer = nn.Linear(24, 13, bias=bias).to(dtype)
     given = torch.randn(2, 5, 24, dtype=dtype)
     gradients = []
-    for layer in (ours, theirs):
+    for call in calls_of(layer):
+        layer.zero_grad()
         states = given.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = layer(states)
+            output = call(states)
         output.float().square().sum().backward()
         gradients.append([output, states.grad, *(parameter.grad for parameter in layer.parameters())])
     for actual, expected in zip(*gradients, strict=True):
@@ -58,21 +61,17 @@ def test_gradients_equal_those_of_nn_linear(dtype, tolerance, autocast, bias):
 
 
 def test_second_gradients():
-    ours, _ = layers()
-    ours = ours.double()
-    assert torch.autograd.gradgradcheck(ours, torch.randn(3, 24, dtype=torch.float64, requires_grad=True))
-    ours = ours.float()
-    states = torch.randn(3, 24, requires_grad=True)
-    (first,) = torch.autograd.grad(ours(states).square().sum(), states, create_graph=True)
+    layer, states = nn.Linear(24, 13), torch.randn(3, 24, requires_grad=True)
+    (first,) = torch.autograd.grad(project(layer, states).square().sum(), states, create_graph=True)
     first.square().sum().backward()
-    expected = 8 * (ours.weight.t() @ ours.weight @ first.detach().t()).t() / 2
+    expected = 8 * (layer.weight.t() @ layer.weight @ first.detach().t()).t() / 2
     assert torch.allclose(states.grad, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2])
 def test_project_together_equals_separate_layers(needed):
     """The layers have different widths; one of them is frozen."""
-    three = [Linear(24, width, bias=bias) for width, bias in ((12, True), (6, True), (18, True))]
+    three = [nn.Linear(24, width, bias=bias) for width, bias in ((12, True), (6, True), (18, True))]
     three[needed].requires_grad_(False)
     states = torch.randn(2, 3, 24)
     together = project_together(states, *three)
@@ -91,7 +90,7 @@ def test_project_together_equals_separate_layers(needed):
 
 def test_project_together_runs_hooks():
     seen = []
-    three = [Linear(24, 8) for _ in range(3)]
+    three = [nn.Linear(24, 8) for _ in range(3)]
     three[1].register_forward_hook(lambda *_: seen.append(True))
     project_together(torch.randn(2, 24), *three)
     assert seen
@@ -99,43 +98,63 @@ def test_project_together_runs_hooks():
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
 def test_packed_weights_equal_plain_weights(rows):
-    three = [Linear(48, width).to(torch.bfloat16) for width in (32, 16, 64)]
+    three = [nn.Linear(48, width).to(torch.bfloat16) for width in (32, 16, 64)]
     states = torch.randn(rows, 1, 48, dtype=torch.bfloat16)
     with torch.no_grad():
         expected = [nn.functional.linear(states, layer.weight, layer.bias) for layer in three]
         token = PACKED.set(PackedWeights())
         try:
-            for _ in range(2):
+            for uses in range(1, 4):
                 for actual, plain in zip(project_together(states, *three), expected, strict=True):
                     assert torch.allclose(actual, plain, atol=2e-2)
-            assert torch.allclose(three[0](states), expected[0], atol=2e-2)
-            assert len(PACKED.get().packed) == 2  # the three layers together, and the first alone
+                assert torch.allclose(project(three[1], states), expected[1], atol=2e-2)
+                assert PACKED.get().bytes == (2 * 48 * (32 + 16 + 64 + 16) if uses > 1 else 0)
         finally:
             PACKED.reset(token)
+
+
+def pack(packed, *parameters):
+    """Uses weights twice, after which they are packed."""
+    packed.get(parameters)
+    return packed.get(parameters)
 
 
 def test_packed_weights_have_a_limit(monkeypatch):
     monkeypatch.setattr(PackedWeights, "BYTES", 200)
     packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
+    assert pack(packed, first, None) is not None
+    assert pack(packed, second, None) is None
     assert packed.get((first, None)) is not None
-    assert packed.get((second, None)) is None
-    assert packed.get((first, None)) is not None
+    del first
+    assert packed.bytes == 0
+    assert pack(packed, second, None) is not None
+
+
+def test_weights_that_are_loaded_anew_at_each_use_are_not_packed():
+    """Offloaded weights: their copies would fill the memory."""
+    packed = PackedWeights()
+    for _ in range(20):
+        assert packed.get((torch.randn(8, 8).bfloat16(), None)) is None
+    assert not packed.by_weight
+    kept = torch.randn(8, 8).bfloat16()
+    for _ in range(3):  # the weight stays, its bias is new
+        assert packed.get((kept, torch.randn(8).bfloat16())) is None
+    assert packed.bytes == 0
 
 
 def test_packed_weights_belong_to_their_source():
-    """Weights are freed and allocated anew, as under offloading."""
     packed, states = PackedWeights(), torch.randn(1, 8).bfloat16()
     with torch.no_grad():
         for _ in range(20):
             weight = torch.randn(8, 8).bfloat16()
-            packed_weight, _ = packed.get((weight, None))
+            packed_weight, _ = pack(packed, weight, None)
             actual = onednn_linear(states, packed_weight, None)
             assert torch.allclose(actual, states @ weight.t(), atol=0.1)
             del weight
 
 
 def test_project_together_with_and_without_bias():
-    three = [Linear(24, 8, bias=bias) for bias in (False, True, True)]
+    three = [nn.Linear(24, 8, bias=bias) for bias in (False, True, True)]
     states = torch.randn(2, 24)
     for actual, layer in zip(project_together(states, *three), three, strict=True):
         assert torch.allclose(actual, nn.functional.linear(states, layer.weight, layer.bias), atol=1e-6)
@@ -143,15 +162,45 @@ def test_project_together_with_and_without_bias():
 
 def test_runs_onednn():
     """A silent fallback to nn.Linear would slow down decoding."""
-    ours, _ = layers()
+    layer = nn.Linear(24, 13)
     with torch.no_grad(), torch.profiler.profile() as profile:
-        ours(torch.randn(1, 24))
+        project(layer, torch.randn(1, 24))
     assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
 
 
 def test_autocast():
-    ours, theirs = layers()
+    ours, theirs = calls_of(nn.Linear(24, 13))
     states = torch.randn(3, 24)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(ours(states), theirs(states))
         assert ours(states).dtype == torch.bfloat16
+
+
+def test_outputs_can_be_edited_in_place():
+    """As LoRA variants, steering hooks and `logits /= temperature` do."""
+    layer, states = nn.Linear(24, 13), torch.randn(2, 5, 24, requires_grad=True)
+    output = project(layer, states)
+    assert route(layer, states) is Route.ONEDNN
+    output /= 2
+    output[..., 3] = 0
+    output.sum().backward()
+    expected = layer.weight.sum(0) - layer.weight[3]
+    assert torch.allclose(states.grad, (expected / 2).expand_as(states), atol=1e-6)
+
+
+def test_global_hooks_see_every_layer():
+    seen, layer = [], nn.Linear(24, 13)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        project(layer, torch.randn(1, 24))
+    finally:
+        handle.remove()
+    assert seen == [layer]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_operations_are_counted(gradients):
+    layer, states = nn.Linear(24, 13), torch.randn(5, 24)
+    with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+        project(layer, states)
+    assert counter.get_total_flops() == 2 * 5 * 24 * 13

@@ -10,7 +10,6 @@ from transformers import GPT2LMHeadModel, set_seed
 
 from hf_gpt.compatibility import enable_activation_checkpointing
 from hf_gpt.model import losses
-from hf_gpt.model.linear import Linear
 from hf_gpt.model.losses import LossTerms, language_model_loss
 from hf_gpt.model.targets import next_token_targets
 
@@ -34,7 +33,7 @@ def small_chunks(monkeypatch):
 
 def head_and_states(dtype=torch.float64, bias=True):
     set_seed(0)
-    head = Linear(WIDTH, VOCABULARY, bias=bias).to(dtype)
+    head = nn.Linear(WIDTH, VOCABULARY, bias=bias).to(dtype)
     return head, torch.randn(2, 11, WIDTH, dtype=dtype)
 
 
@@ -62,7 +61,7 @@ def definition(head, states, labels, terms, num_items=None, shift_labels=None):
 
 def loss_of(head, states, labels, terms, **options):
     """Returns the loss in chunks; the options are those of `next_token_targets`."""
-    targets = next_token_targets(labels, states.device, **options)
+    targets = next_token_targets(labels, states, **options)
     return language_model_loss(head, states, targets, terms, vocab_size=VOCABULARY)
 
 

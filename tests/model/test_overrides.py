@@ -21,8 +21,8 @@ from transformers.generation.continuous_batching import ContinuousMixin
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.model import checkpoints
 from hf_gpt.model.caches import DenseLayer, FixedLayer, PreallocatedLayer
-from hf_gpt.model.linear import Linear
 from hf_gpt.model.moe import BiasedChoiceRouter
+from hf_gpt.model.quantized_weights import QuantizedLinear
 
 
 def experts(implementation):
@@ -95,8 +95,11 @@ OVERRIDES = {
         "batch_repeat_interleave": (DynamicLayer, cached(lambda cache: cache.batch_repeat_interleave(2))),
         "batch_select_indices": (DynamicLayer, cached(lambda cache: cache.batch_select_indices(ROWS))),
     },
-    Linear: {
-        "_load_from_state_dict": (nn.Linear, lambda: Linear(2, 2).load_state_dict(nn.Linear(2, 2).state_dict())),
+    QuantizedLinear: {
+        "_load_from_state_dict": (
+            nn.Linear,
+            lambda: QuantizedLinear(2, 2).load_state_dict(nn.Linear(2, 2).state_dict()),
+        ),
     },
     BiasedChoiceRouter: {"_apply": (nn.Module, lambda: make_model("deepseek").bfloat16())},
 }

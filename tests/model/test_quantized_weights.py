@@ -7,11 +7,10 @@ import torch
 from quantized import dequantized
 from recording import kernels_of
 from tiny import random_ids
+from torch import nn
 
 from hf_gpt.model import quantized_weights
-from hf_gpt.model.embedding import Embedding
-from hf_gpt.model.linear import Linear
-from hf_gpt.model.quantized_weights import MANY_ROWS, pack_int4, unpack_int4
+from hf_gpt.model.quantized_weights import MANY_ROWS, install_kernels, pack_int4, unpack_int4
 from hf_gpt.surgery.quantization import SCHEMES
 
 SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 64), (MANY_ROWS["int4"], 64)]
@@ -20,8 +19,9 @@ SHAPES = [(1, 1, 64), (3, 64), (2, 7, 64), (64,), (0, 64), (MANY_ROWS["int8"], 6
 def quantized_layer(scheme, outputs=99, bias=True, group_size=32):
     """Returns a quantized layer, and its weight as an (out, in) matrix in float64."""
     torch.manual_seed(0)
-    layer = Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
-    layer.weight = torch.nn.Parameter(SCHEMES[scheme].quantize(layer.weight, group_size, "layer"), requires_grad=False)
+    layer = nn.Linear(64, outputs, bias=bias).bfloat16().requires_grad_(False)
+    layer.weight = nn.Parameter(SCHEMES[scheme].quantize(layer.weight, group_size, "layer"), requires_grad=False)
+    install_kernels(layer)
     return layer, dequantized(layer.weight)
 
 
@@ -54,7 +54,7 @@ def test_layer_is_exact_in_float32(scheme):
 @pytest.mark.parametrize("inputs", [8, 24, 40])
 def test_int8_width_without_alignment_falls_back(inputs):
     """The kernel needs aligned rows: otherwise it crashes or returns wrong values."""
-    weight = torch.nn.Parameter(SCHEMES["int8"].quantize(torch.randn(9, inputs)), requires_grad=False)
+    weight = nn.Parameter(SCHEMES["int8"].quantize(torch.randn(9, inputs)), requires_grad=False)
     states = torch.randn(1, inputs).bfloat16()
     with torch.no_grad():
         output = quantized_weights.multiply_int8(states, weight, None)
@@ -103,8 +103,9 @@ def test_load_state_dict_discards_packed_weights():
 
 def test_quantized_embedding_equals_its_dequantized_rows():
     torch.manual_seed(0)
-    table = Embedding(9, 64).bfloat16()
+    table = nn.Embedding(9, 64).bfloat16()
     plain, ids = table(random_ids(2, 3, low=0, high=9)), random_ids(2, 3, low=0, high=9)
-    table.weight = torch.nn.Parameter(SCHEMES["int8"].quantize(table.weight), requires_grad=False)
+    table.weight = nn.Parameter(SCHEMES["int8"].quantize(table.weight), requires_grad=False)
+    install_kernels(table)
     assert torch.equal(table(ids), table.weight.dequantize()[ids])
     assert torch.allclose(table(ids), plain, atol=0.02)

@@ -8,6 +8,7 @@ from torch import nn
 from hf_gpt.model.targets import IGNORED, Targets, next_token_targets
 
 LABELS = torch.tensor([[3, 7, 7, 2], [5, 1, 4, 6]])
+STATES = torch.zeros(2, 4, 8)
 NUMBERS = [None, 9, torch.tensor(9)]
 
 
@@ -20,7 +21,7 @@ def some_labels(ignore_index):
 @pytest.mark.parametrize("ignore_index", [IGNORED, -1, 0, 7])
 def test_the_next_label_is_the_target(ignore_index):
     labels = some_labels(ignore_index)
-    targets = next_token_targets(labels, torch.device("cpu"), ignore_index=ignore_index)
+    targets = next_token_targets(labels, STATES, ignore_index=ignore_index)
     expected = [[*row[1:], ignore_index] for row in labels.tolist()]
     expected = [IGNORED if label == ignore_index else label for row in expected for label in row]
     assert targets.ids.tolist() == expected
@@ -29,28 +30,28 @@ def test_the_next_label_is_the_target(ignore_index):
 
 
 def test_other_labels_are_not_ignored():
-    assert next_token_targets(LABELS, torch.device("cpu"), ignore_index=-1).count == 6
-    assert next_token_targets(some_labels(IGNORED), torch.device("cpu")).count == 4
+    assert next_token_targets(LABELS, STATES, ignore_index=-1).count == 6
+    assert next_token_targets(some_labels(IGNORED), STATES).count == 4
 
 
 @pytest.mark.parametrize("ignore_index", [IGNORED, -1])
 def test_shifted_labels_are_the_targets(ignore_index):
     shifted = some_labels(ignore_index)
-    targets = next_token_targets(None, torch.device("cpu"), shift_labels=shifted, ignore_index=ignore_index, other=1)
+    targets = next_token_targets(None, STATES, shift_labels=shifted, ignore_index=ignore_index, other=1)
     assert targets.ids.tolist() == some_labels(IGNORED).flatten().tolist()
     assert targets.count == 5
 
 
 def test_labels_are_not_changed():
     labels = some_labels(-1)
-    next_token_targets(labels, torch.device("cpu"), ignore_index=-1)
-    next_token_targets(None, torch.device("cpu"), shift_labels=labels, ignore_index=-1)
+    next_token_targets(labels, STATES, ignore_index=-1)
+    next_token_targets(None, STATES, shift_labels=labels, ignore_index=-1)
     assert torch.equal(labels, some_labels(-1))
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=str)
 def test_a_mean_becomes_its_part_of_the_whole_batch(number):
-    targets = next_token_targets(some_labels(IGNORED), torch.device("cpu"), num_items_in_batch=number)
+    targets = next_token_targets(some_labels(IGNORED), STATES, num_items_in_batch=number)
     losses = torch.rand(8, generator=torch.Generator().manual_seed(0)) * targets.is_target
     divisor = 4 if number is None else 9
     assert targets.divisor == divisor
