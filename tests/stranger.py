@@ -21,8 +21,8 @@ import json, os, re, torch, transformers
 from pathlib import Path
 """
 
-# Hides the operations that the backends.py of the checkpoint looks for. Those of torch._C remain, because torch itself
-# calls them.
+# Hides the operations that the backends.py of the checkpoint looks for. Those of torch._C and torch.nn remain, because
+# torch itself calls them.
 WITHOUT_PRIVATE_OPERATIONS = """
 import torchao.quantization, transformers.modeling_utils  # need some of them while they are imported
 
@@ -40,7 +40,7 @@ for first, *others in hidden:
         namespace = getattr(torch.ops, others[0])
         namespace.__class__ = Namespace
         vars(namespace).pop(others[1], None)
-    elif first != "_C":
+    elif first not in ("_C", "nn"):
         delattr(torch, first)
 if parallel := sys.modules.get("transformers.distributed.parallel_utils"):  # not in 5.17
     del parallel.ALL_PARALLEL_STYLES

@@ -121,7 +121,7 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
 def suits_onednn(dtype: torch.dtype, *operands: torch.Tensor | None) -> bool:
     """True for plain tensors on a CPU in a dtype of oneDNN's linear kernel: the condition of `Route.ONEDNN` and of
     `matmul`."""
-    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or is_observed() or not is_plain(*operands):
+    if ONEDNN_LINEAR is None or dtype not in ONEDNN_DTYPES or not is_plain(*operands) or is_observed():
         return False
     return all(operand is None or operand.is_cpu for operand in operands)
 

@@ -105,7 +105,7 @@ def activate_and_project(
 ) -> torch.Tensor:
     """Returns layer(activate(inputs)), inputs of (..., intermediate) to (..., out). On a CPU a large activation is not
     saved for backward."""
-    if torch.is_grad_enabled() and is_recomputed(inputs[0]) and route(layer, *inputs) is Route.ONEDNN:
+    if torch.is_grad_enabled() and route(layer, *inputs) is Route.ONEDNN and is_recomputed(inputs[0]):
         matrices = [each.reshape(-1, each.shape[-1]) for each in inputs]
         output = ActivatedLinear.apply(activate, layer.weight, layer.bias, *matrices)
         return output.view(*inputs[0].shape[:-1], output.shape[-1])

@@ -196,7 +196,7 @@ PACKED: ContextVar[PackedWeights | None] = ContextVar("packed weights", default=
 
 def reads_packed(states: torch.Tensor) -> bool:
     """True for a few rows in bfloat16 inside a generate() that packs weights."""
-    if PACKED.get() is None:
+    if torch.compiler.is_compiling() or PACKED.get() is None:
         return False
     return states.dtype == torch.bfloat16 and states.numel() <= PackedWeights.ROWS * states.shape[-1]
 
