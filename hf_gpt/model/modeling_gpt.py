@@ -48,7 +48,7 @@ from .losses import LossTerms, language_model_loss
 from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward, routers_to_count
 from .norms import build_norm
 from .positions import build_positions, check_indices, identity
-from .targets import Targets, next_token_targets
+from .targets import Targets, check_rows, check_shape, next_token_targets
 
 
 def build_dropout(probability: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -508,6 +508,7 @@ class GPTForSequenceClassification(GPTTaskModel, auto_class="AutoModelForSequenc
         return SequenceClassifierOutputWithPast(**prediction.as_fields("past_key_values"))
 
     def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_rows("labels", labels, logits)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
 
@@ -530,6 +531,7 @@ class GPTForTokenClassification(GPTTaskModel, auto_class="AutoModelForTokenClass
         return TokenClassifierOutput(**prediction.as_fields())
 
     def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_shape("labels", labels, logits)
         return self.loss_function(logits, labels, self.config)
 
 

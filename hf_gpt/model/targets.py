@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .backends import is_traced
+
 IGNORED = -100
 
 
@@ -64,13 +66,15 @@ def next_token_targets(
         num_items_in_batch: number of targets in the whole batch.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: labels of another shape; a label of -100 with another `ignore_index` (on a CPU).
     """
     if shift_labels is None:
         check_shape("labels", labels, states)
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     check_shape("shift_labels", shift_labels, states)
     ids = shift_labels.to(states.device).flatten()
+    if ignore_index != IGNORED and ids.is_cpu and not is_traced() and (ids == IGNORED).any():
+        raise ValueError(f"labels contain {IGNORED}: expected token ids, or ignore_index={ignore_index}")
     return Targets(ids.masked_fill(ids == ignore_index, IGNORED), num_items_in_batch)
 
 
@@ -82,6 +86,12 @@ def check_shape(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> N
     expected = predictions.shape[:-1]
     if labels.shape != expected:
         raise ValueError(
-            f"{name} of shape {tuple(labels.shape)}: expected {tuple(expected)}, one for each prediction. Embeddings "
-            "in front of the tokens, as of a soft prompt, need labels too: -100"
+            f"{name} of shape {tuple(labels.shape)}: expected {tuple(expected)}, one for each input position, also for "
+            "the embeddings of a soft prompt (-100: nothing is predicted)"
         )
+
+
+def check_rows(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> None:
+    """Raises a ValueError if there are not as many labels as rows of predictions: one would be broadcast silently."""
+    if labels.shape[:1] != predictions.shape[:1]:
+        raise ValueError(f"{name} of shape {tuple(labels.shape)}: expected {len(predictions)} rows")

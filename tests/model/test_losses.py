@@ -172,6 +172,43 @@ def test_autocast_is_as_close_as_full_logits():
         assert error <= 2 * usual
 
 
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "half"])
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize(("scale", "num_items"), [(2.0**16, None), (2.0**16, 2**19), (1.0, None), (2.0**20, 2**19)])
+def test_float16_gradients(scale, num_items, terms, autocast):
+    """The scale of a GradScaler comes after the loss: neither few targets overflow nor many underflow."""
+    head, states = head_and_states(torch.float32)
+    labels = some_labels()
+    exact = gradients(definition(head, states.requires_grad_(), labels, TERMS[terms], num_items), head, states)
+    if not autocast:
+        head, states = head.half(), states.detach().half().requires_grad_()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        loss = loss_of(head, states, labels, TERMS[terms], num_items_in_batch=num_items)
+    assert loss.dtype == torch.float32
+    for actual, expected, like in zip(
+        gradients(scale * loss, head, states), exact, (states, *head.parameters()), strict=True
+    ):
+        assert actual.dtype == like.dtype
+        assert (actual.double() / scale - expected).norm() < 5e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("variant", ["default", "llama", "mixtral"])
+@pytest.mark.parametrize("num_items", [None, 2**19])
+def test_float16_training_step(variant, num_items):
+    """As in `Trainer(fp16=True)`: all gradients of a model, against full logits and against float32."""
+    scale, ids = 2.0**16, random_ids(2, 11)
+    model = make_model(variant).train()
+    found = []
+    for dtype, skip_logits in ((torch.float32, True), (torch.float16, True), (torch.float16, False)):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
+            loss = model(ids, labels=ids, num_items_in_batch=num_items, skip_logits=skip_logits).loss
+        (scale * loss).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    errors = [(actual - found[0]).norm() / found[0].norm() for actual in found[1:]]
+    assert errors[0] < max(1.5 * errors[1], 2e-3)
+
+
 def test_extreme_logits():
     """Probabilities below the smallest float32 have a finite loss."""
     head, states = head_and_states(torch.float32)

@@ -5,8 +5,10 @@ import warnings
 
 import pytest
 import torch
+from peft import AdaLoraConfig, C3AConfig, GraloraConfig, get_peft_model
 from tiny import TINY, make_config, make_model, random_ids
 from torch import nn
+from torch.nn.utils import parametrize
 
 from hf_gpt import (
     GPTForCausalLM,
@@ -265,3 +267,90 @@ def test_initial_weights_of_experts():
     assert not experts.gate_up_proj_bias.any()
     assert not experts.down_proj_bias.any()
     assert model.model.layers[0].self_attn.sinks.any()
+
+
+def as_plain_attributes(module, name):
+    """As in replicas of nn.DataParallel and under FSDP 1 without original parameters."""
+    value = module._parameters.pop(name)
+    setattr(module, name, value * 1.0)
+
+
+def as_parametrization(module, name):
+    parametrize.register_parametrization(module, name, nn.Identity())
+
+
+@pytest.mark.parametrize("hold", [as_plain_attributes, as_parametrization])
+def test_every_parameter_is_found_where_a_wrapper_holds_it(variant, hold):
+    model, ids = make_model(variant, tie_word_embeddings=False).train(), random_ids(2, 11)
+    expected = model(ids, labels=ids, use_cache=False)
+    expected.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    held = make_model(variant, tie_word_embeddings=False).train()
+    parameters = list(held.parameters())
+    for module in list(held.modules()):
+        for name in [name for name, value in module._parameters.items() if value is not None]:
+            hold(module, name)
+    found = held(ids, labels=ids, use_cache=False)
+    found.loss.backward()
+    assert torch.allclose(found.loss, expected.loss, rtol=1e-6)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def edit_in_place(module, inputs, output):
+    if isinstance(output, torch.Tensor) and output.is_floating_point():
+        return output.mul_(0.9)
+
+
+def edit_copy(module, inputs, output):
+    if isinstance(output, torch.Tensor) and output.is_floating_point():
+        return output * 0.9
+
+
+@pytest.mark.parametrize("classes", [nn.Linear, nn.Module, "global"], ids=["linear layers", "all modules", "global"])
+def test_hooks_may_edit_outputs_in_place(variant, classes):
+    """As steering hooks, nnsight and LoRA variants do."""
+    ids, found = random_ids(2, 11), []
+    for edit in (edit_in_place, edit_copy):
+        model = make_model(variant, tie_word_embeddings=False).train()
+        if classes == "global":
+            handles = [nn.modules.module.register_module_forward_hook(edit)]
+        else:
+            handles = [each.register_forward_hook(edit) for each in model.modules() if isinstance(each, classes)]
+        outputs = model(ids, labels=ids, use_cache=False)
+        outputs.loss.backward()
+        found.append([outputs.loss, *(parameter.grad for parameter in model.parameters())])
+        for handle in handles:
+            handle.remove()
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_may_be_edited_in_place(variant):
+    model, ids = make_model(variant).train(), random_ids(2, 11)
+    logits = model(ids, use_cache=False).logits
+    logits /= 0.7
+    logits[..., 5] = -1e9
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", [AdaLoraConfig, C3AConfig, GraloraConfig])
+@pytest.mark.parametrize("variant", ["default", "llama", "gpt_oss"])
+def test_adapters_that_edit_outputs_in_place(variant, method):
+    options = {
+        AdaLoraConfig: {"total_step": 10, "tinit": 1, "tfinal": 1},
+        C3AConfig: {"block_size": 8},
+        GraloraConfig: {"r": 8, "gralora_k": 2},
+    }[method]
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    model = get_peft_model(make_model(variant), method(task_type="CAUSAL_LM", target_modules=targets, **options))
+    ids = random_ids(2, 11)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+    model.eval()
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        torch.testing.assert_close(model.merge_and_unload()(ids).logits, adapted, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import torch
 from tiny import make_model, random_ids
 from torch import nn
 
+from hf_gpt import GPTForSequenceClassification, GPTForTokenClassification
 from hf_gpt.model.targets import IGNORED, Targets, next_token_targets
 
 LABELS = torch.tensor([[3, 7, 7, 2], [5, 1, 4, 6]])
@@ -78,6 +79,55 @@ def test_loss_and_balance_agree_on_the_targets(shifts, number, part):
     for output in outputs:
         assert torch.allclose(output.lm_loss, outputs[0].lm_loss, rtol=1e-6)
         assert torch.allclose(output.loss - output.lm_loss, part * output.aux_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (1, 11), (2, 13), (3, 11), (22,), (11, 2), (2, 11, 1)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("variant", ["default", "llama", "mixtral", "strided"])
+def test_labels_of_another_shape_raise(variant, training, shape):
+    model, ids = make_model(variant).train(training), random_ids(2, 11)
+    labels = random_ids(*shape)
+    with pytest.raises(ValueError, match=rf"^labels of shape .*{shape[0]}.*: expected \(2, 11\)"):
+        model(ids, labels=labels)
+    with pytest.raises(ValueError, match=r"^shift_labels of shape .*: expected \(2, 11\)"):
+        model(ids, labels=ids, shift_labels=labels)
+
+
+def test_a_soft_prompt_needs_labels():
+    model, ids = make_model().train(), random_ids(2, 11)
+    embeds = torch.cat((torch.randn(2, 4, 32), model.get_input_embeddings()(ids)), dim=1)
+    with pytest.raises(ValueError, match=r"labels of shape \(2, 11\): expected \(2, 15\)"):
+        model(inputs_embeds=embeds, labels=ids)
+    labels = nn.functional.pad(ids, (4, 0), value=IGNORED)
+    expected = model(inputs_embeds=embeds, labels=labels, skip_logits=False)
+    logits = expected.logits[:, 3:-1].flatten(0, 1)
+    assert torch.allclose(expected.loss, nn.functional.cross_entropy(logits, ids.flatten()))
+    assert torch.allclose(model(inputs_embeds=embeds, labels=labels).loss, expected.loss)
+
+
+@pytest.mark.parametrize("shape", [(1, 22), (22,), (2, 9), (11, 2)], ids=str)
+def test_labels_of_token_classification_raise(shape):
+    model = make_model(model_class=GPTForTokenClassification, num_labels=3)
+    with pytest.raises(ValueError, match=r"labels of shape .*: expected \(2, 11\)"):
+        model(random_ids(2, 11), labels=random_ids(*shape, low=0, high=3))
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification", "single_label_classification"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_labels_of_sequence_classification_raise(problem_type, rows):
+    """One row of labels would be broadcast."""
+    model = make_model(
+        model_class=GPTForSequenceClassification, num_labels=3, problem_type=problem_type, pad_token_id=0
+    )
+    labels = torch.zeros(rows, dtype=torch.long) if problem_type.startswith("single") else torch.rand(rows, 3)
+    with pytest.raises(ValueError, match=rf"labels of shape .*{rows}.*: expected 2 rows"):
+        model(random_ids(2, 11), labels=labels)
+
+
+def test_another_ignore_index_does_not_ignore_the_default():
+    labels = some_labels(IGNORED)
+    with pytest.raises(ValueError, match="labels contain -100: expected token ids, or ignore_index=-1"):
+        next_token_targets(labels, STATES, ignore_index=-1)
 
 
 @pytest.mark.parametrize("ignore_index", [IGNORED, -1])
