@@ -98,7 +98,7 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
         model = GPTForCausalLM(config)
     total = sum(p.numel() for p in model.parameters())
     experts = [p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()]
-    inactive = 1 - config.num_experts_per_tok / (config.num_local_experts or config.num_experts_per_tok)
+    inactive = 1 - config.num_experts_per_tok / config.num_local_experts if experts else 0
     active = total - round(inactive * sum(p.numel() for p in experts))
     matrices = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, TopKRouter))]
     multiplied = sum(m.numel() for m in matrices) + round(

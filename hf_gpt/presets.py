@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from .model.configuration_gpt import GPTConfig
+from .model.field_names import to_fields
 
 Delta = dict[str, Any]
 
@@ -194,14 +195,15 @@ def preset_config(name: str, **overrides: Any) -> GPTConfig:
 
     Args:
         name: one of `preset_names()`.
-        overrides: fields of GPTConfig that replace those of the preset.
+        overrides: fields of GPTConfig, under any name that it accepts, which replace those of the preset.
 
     Raises:
         ValueError: no preset has this name, or the overridden configuration is not valid.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: expected one of {', '.join(PRESETS)}")
-    preset = deepcopy(PRESETS[name])  # GPTConfig modifies `rope_parameters` in place
+    preset = deepcopy(PRESETS[name])
+    overrides = to_fields(overrides, preset.get("rope_parameters"))
     values = preset | overrides
     if "attention_patterns" in preset and "attention_patterns" not in overrides:
         layers = values["num_hidden_layers"]

@@ -3,13 +3,13 @@
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..model.configuration_gpt import GPTConfig
+from ..model.configuration_gpt import GPTConfig, own_fields
+from ..model.field_names import OTHER_NAMES, to_fields
 
 ModelSource = Annotated[str, typer.Argument(help="Folder or Hub id of a model of hf_gpt.")]
 NewFolder = Annotated[Path, typer.Argument(help="Folder to write, new or empty.")]
@@ -26,19 +26,20 @@ SetFields = Annotated[
 
 
 def parse_fields(assignments: list[str] | None) -> dict[str, Any]:
-    """Parses assignments `FIELD=VALUE` to fields of the configuration.
+    """Parses assignments `FIELD=VALUE` to fields of the configuration, under any name that it accepts.
 
     Raises:
         ValueError: an assignment has no value, or its field does not exist.
     """
-    values, known = {}, [field.name for field in fields(GPTConfig)]
+    values, known = {}, own_fields(GPTConfig)
     for assignment in assignments or []:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set {assignment}: expected FIELD=VALUE")
-        if name not in known:
+        if name not in known | OTHER_NAMES:
             raise ValueError(f"--set {assignment}: unknown field{suggest(name, known)}")
         values[name] = parse_value(value)
+    to_fields(values)  # raises for a name that has no single field
     return values
 
 

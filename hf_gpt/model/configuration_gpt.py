@@ -1,17 +1,33 @@
 """`GPTConfig`: the architectural choices of the GPT lineage, each documented and validated."""
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .parallel_plans import expert_parallel_plan, tensor_parallel_plan
+from .field_names import FIELD_OF, OTHER_NAMES, UNREADABLE, accept_other_names, is_saved, saved_fields, to_fields
+from .field_rules import (
+    coefficient,
+    flag,
+    flat_mapping,
+    is_int,
+    mapping,
+    one_of,
+    positive,
+    probability,
+    size,
+    strings,
+    token_id,
+    without_default,
+)
+from .parallel_plans import Plan, expert_parallel_plan, pipeline_parallel_plan, tensor_parallel_plan
+from .rope_parameters import DEFAULT_ROPE, check_rope
 
 logger = logging.get_logger(__name__)
 
@@ -37,160 +53,27 @@ PATTERN_FIELDS = {
 
 MLP_LAYER_TYPES = ("dense", "sparse")
 
-# Names that other families have for our fields: transformers would store them as attributes without effect.
-OTHER_NAMES = {
-    "n_layer": "num_hidden_layers",
-    "n_layers": "num_hidden_layers",
-    "num_layers": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "num_heads": "num_attention_heads",
-    "n_positions": "max_position_embeddings",
-    "n_ctx": "max_position_embeddings",
-    "n_inner": "intermediate_size",
-    "activation_function": "hidden_act",
-    "num_experts": "num_local_experts",
-    "n_routed_experts": "num_local_experts",
-    "n_shared_experts": "num_shared_experts",
-    "scoring_func": "router_score_function",
-}
-
 ROUTER_SCORE_FUNCTIONS = ("softmax", "sigmoid")
 ROUTER_AUX_LOSS_TYPES = ("layerwise", "pooled")
 
 # The norms, and the parameters that each may have; the first is its default.
 NORM_PARAMETERS = {"layer_norm": ("weight_and_bias", "weight", "none"), "rms_norm": ("weight", "none")}
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-
 # All of transformers' but those with parameters or device requirements.
 ACTIVATIONS = tuple(name for name in ACT2FN if name not in ("prelu", "xielu"))
 
 
-class Rule(NamedTuple):
-    """The allowed values of a field: a test, and its description for the error message."""
-
-    holds: Callable[[Any], bool]
-    expects: str
+def _has_experts(config: "GPTConfig") -> bool:
+    return config.num_local_experts is not None
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _rotates(config: "GPTConfig") -> bool:
+    return config.position_embedding_type == "rope"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _ruled(default: Any, holds: Callable[[Any], bool], expects: str) -> Any:
-    return field(default=default, metadata={"rule": Rule(holds, expects)})
-
-
-def size(default: int | None, least: int = 1) -> Any:
-    """A field for an integer of at least `least`, or None if that is the default."""
-    optional = default is None
-    return _ruled(
-        default,
-        lambda value: (optional and value is None) or (_is_int(value) and value >= least),
-        f"an integer of at least {least}" + (" or None" if optional else ""),
-    )
-
-
-def one_of(default: str | None, choices: tuple[str, ...]) -> Any:
-    """A field for one of several names, or None if that is the default."""
-    return _ruled(default, lambda value: value in (*choices, default), f"one of {', '.join(choices)}")
-
-
-def flag(default: bool | None) -> Any:
-    """A field for True or False, or None if that is the default."""
-    optional = default is None
-    return _ruled(
-        default,
-        lambda value: isinstance(value, bool) or (optional and value is None),
-        "True or False" + (" or None" if optional else ""),
-    )
-
-
-def probability() -> Any:
-    return _ruled(0.0, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
-
-
-def positive(default: float | None) -> Any:
-    """A field for a positive number, or None if that is the default."""
-    optional = default is None
-    return _ruled(
-        default,
-        lambda value: (_is_number(value) and value > 0) or (optional and value is None),
-        "a positive number" + (" or None" if optional else ""),
-    )
-
-
-def coefficient(default: float | None) -> Any:
-    """A field for a number of at least 0, or None if that is the default."""
-    optional = default is None
-    return _ruled(
-        default,
-        lambda value: (_is_number(value) and value >= 0) or (optional and value is None),
-        "a number of at least 0" + (" or None" if optional else ""),
-    )
-
-
-def strings() -> Any:
-    return _ruled(
-        None,
-        lambda value: value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
-        "a list of strings, one for each layer, or None",
-    )
-
-
-def token_id(several: bool = False) -> Any:
-    def holds(value: Any) -> bool:
-        ids = value if several and isinstance(value, list) else [value]
-        return value is None or (bool(ids) and all(_is_int(item) and item >= 0 for item in ids))
-
-    return _ruled(None, holds, "a token id" + (", a list of them" if several else "") + " or None")
-
-
-def mapping() -> Any:
-    return _ruled(None, lambda value: value is None or isinstance(value, dict), "a dict or None")
-
-
-ROPE_PARAMETERS = Rule(
-    lambda value: value is None or (isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values())),
-    "a flat dict or None",
-)
-
-
-def _positives(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_number(item) and item > 0 for item in value)
-
-
-# The allowed entries of `rope_parameters`. transformers checks which of them a type needs.
-ROPE_RULES = {
-    "rope_type": Rule(lambda value: value in ROPE_TYPES, f"one of {', '.join(ROPE_TYPES)}"),
-    "rope_theta": Rule(lambda value: _is_number(value) and value > 1, "a number above 1"),
-    "partial_rotary_factor": Rule(lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
-    "factor": Rule(lambda value: _is_number(value) and value >= 1, "a number of at least 1"),
-    "original_max_position_embeddings": Rule(lambda value: _is_int(value) and value > 1, "an integer above 1"),
-    "low_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "high_freq_factor": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "short_factor": Rule(_positives, "a list of positive numbers"),
-    "long_factor": Rule(_positives, "a list of positive numbers"),
-    "attention_factor": Rule(lambda value: value is None or (_is_number(value) and value > 0), "a positive number"),
-    "beta_fast": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "beta_slow": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "mscale": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "mscale_all_dim": Rule(lambda value: _is_number(value) and value > 0, "a positive number"),
-    "truncate": Rule(lambda value: isinstance(value, bool), "True or False"),
-}
-
-
-def _derive_head_dim(config: "GPTConfig") -> int | None:
+def _derive_head_dim(config: "GPTConfig") -> int:
     if config.hidden_size % config.num_attention_heads == 0:
         return config.hidden_size // config.num_attention_heads
-    if config.head_dim is not None:
-        return None
     raise ValueError(
         f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
         "choose a divisor, or set head_dim"
@@ -204,6 +87,11 @@ def _derive_attention_patterns(config: "GPTConfig") -> list[str]:
     return [ATTENTION_PATTERNS.get(layer_type, layer_type) for layer_type in config.layer_types]
 
 
+def own_fields(config: Any) -> set[str]:
+    """Returns the names of the fields of a configuration, or of its class, without those of every class."""
+    return {f.name for f in fields(config) if "rule" in f.metadata}
+
+
 # Fields that are derived from others where they are None, in the order in which they depend on each other.
 DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
     "head_dim": _derive_head_dim,
@@ -213,42 +101,63 @@ DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
     "attention_output_bias": lambda config: config.attention_bias,
     "norm_parameters": lambda config: NORM_PARAMETERS[config.norm_type][0],
     "final_norm": lambda config: config.norm_position == "pre",
-    "moe_intermediate_size": lambda config: None if config.num_local_experts is None else config.intermediate_size,
-    "output_router_logits": lambda config: None if config.num_local_experts is None else False,
-    "mlp_layer_types": lambda config: (
-        ["dense" if config.num_local_experts is None else "sparse"] * config.num_hidden_layers
-    ),
+    "rope_parameters": lambda config: dict(DEFAULT_ROPE) if _rotates(config) else None,
+    "num_experts_per_tok": lambda config: 2 if _has_experts(config) else None,
+    "moe_intermediate_size": lambda config: config.intermediate_size if _has_experts(config) else None,
+    "output_router_logits": lambda config: False if _has_experts(config) else None,
+    "mlp_layer_types": lambda config: ["sparse" if _has_experts(config) else "dense"] * config.num_hidden_layers,
     "attention_patterns": _derive_attention_patterns,
     "layer_types": lambda config: [LAYER_TYPES.get(pattern, pattern) for pattern in config.attention_patterns],
 }
 
 
 def is_derived(name: str, config: Any) -> bool:
-    """True if a field has its derived value, or if that cannot be derived from the other fields."""
+    """True if a field has its derived value, or if the fields that it depends on are invalid."""
     try:
         return getattr(config, name) == DERIVATIONS[name](config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except ValueError:  # there is no such value
+        return False
+    except (KeyError, TypeError, ZeroDivisionError):
         return True
 
 
 # Two fields for one decision: whoever sets one replaces the other.
 SAME_DECISION = {"attention_patterns": "layer_types", "layer_types": "attention_patterns"}
 
-# Fields that a configuration has only where they have a meaning: transformers reads the presence of the attributes, not
+# The fields that are taken for derived where they have their derived values and `derived_fields` is missing. Of the two
+# for one decision, one holds it.
+LIKELY_DERIVED = [name for name in DERIVATIONS if name != "attention_patterns"]
+
+# Fields with one entry for each layer.
+PER_LAYER = ("attention_patterns", "layer_types", "mlp_layer_types")
+
+
+def resized_lists(values: Mapping[str, Any], num_hidden_layers: Any) -> dict[str, list[str]]:
+    """Returns the per-layer fields whose entries are all alike, for another number of layers."""
+    if not (is_int(num_hidden_layers) and num_hidden_layers > 0):
+        return {}
+    lists = {name: values[name] for name in PER_LAYER if isinstance(values.get(name), list)}
+    return {name: value[:1] * num_hidden_layers for name, value in lists.items() if value == value[:1] * len(value)}
+
+
+# Fields that a configuration has only where they have a meaning: other tools read the presence of the attributes, not
 # their values. They have no default on the class, and are deleted from an instance without the condition.
 PRESENT_IF: dict[str, Callable[["GPTConfig"], bool]] = {
-    "rope_parameters": lambda config: config.position_embedding_type == "rope",
-    "output_router_logits": lambda config: config.num_local_experts is not None,
+    "rope_parameters": _rotates,
+    "num_experts_per_tok": _has_experts,
+    "output_router_logits": _has_experts,
 }
 
 
+@accept_other_names
 class GPTConfig(PreTrainedConfig):
     """The architecture of one member of the GPT lineage.
 
     The defaults are GPT-2 small with rotary positions, without dropout and special tokens. A field whose default is
     None is derived from the others if it is left out; `derived_fields` lists these, in config.json too, so that they
-    are derived again when a configuration is loaded with other values. All fields are checked when a configuration is
-    made, when a model is built from it, and when it is saved.
+    are derived again when a configuration is loaded with other values, or when a field is set. Names that other classes
+    have for a field (`n_layer`) are accepted. All fields are checked when a configuration is made, when a model is
+    built from it, and when it is saved; between two assignments they may contradict each other.
 
     Raises:
         ValueError: a field has an invalid value, or contradicts another. The message names the field, its value and
@@ -257,11 +166,9 @@ class GPTConfig(PreTrainedConfig):
 
     model_type = "hf_gpt"
     keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "aux_loss", "z_loss", "tokens_per_expert"]
-    base_model_pp_plan = {
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
+    base_model_tp_plan = Plan(tensor_parallel_plan)
+    base_model_ep_plan = Plan(expert_parallel_plan)
+    base_model_pp_plan = Plan(pipeline_parallel_plan)
 
     # --- sizes ---------------------------------------------------------------------------------------------------
     vocab_size: int = size(50257)
@@ -313,7 +220,7 @@ class GPTConfig(PreTrainedConfig):
     # --- positions -----------------------------------------------------------------------------------------------
     position_embedding_type: str = one_of("rope", ("learned", "sinusoidal", "rope", "none"))
     """`learned` (GPT-1, 2, 3, OPT), `sinusoidal` (Vaswani et al. 2017, 3.5), `rope` (GPT-NeoX and later) or `none`."""
-    rope_parameters: dict | None = field(default_factory=lambda: None, metadata={"rule": ROPE_PARAMETERS})
+    rope_parameters: dict | None = without_default(flat_mapping())
     """`rope_type` (default, linear, dynamic, yarn, longrope, llama3), `rope_theta`, `partial_rotary_factor` and the
     entries that the type needs, as in transformers; `dynamic` may also have `original_max_position_embeddings`, the
     length from which it grows. The attribute exists with rotary positions only."""
@@ -355,8 +262,9 @@ class GPTConfig(PreTrainedConfig):
     """`dense` (one feed-forward layer) or `sparse` (experts) for each block; all sparse by default with experts."""
     num_local_experts: int | None = size(None)
     """Number of experts in each sparse layer (Mixtral: 8)."""
-    num_experts_per_tok: int = size(2)
-    """Number of experts that the router chooses for each token."""
+    num_experts_per_tok: int | None = without_default(size(None))
+    """Number of experts that the router chooses for each token; 2 by default. The attribute exists with experts
+    only."""
     moe_intermediate_size: int | None = size(None)
     """Intermediate features of an expert; `intermediate_size` by default."""
     num_shared_experts: int = size(0, least=0)
@@ -383,9 +291,7 @@ class GPTConfig(PreTrainedConfig):
     router_bias_update_rate: float | None = coefficient(None)
     """Balance without a loss: after each optimizer step, a bias for each expert, which affects the choice but not the
     weights, moves by this (Wang et al. 2024; DeepSeek-V3: 0.001). 0 freezes the bias; None: no bias."""
-    output_router_logits: bool | None = field(
-        default_factory=lambda: None, metadata={"rule": flag(None).metadata["rule"]}
-    )
+    output_router_logits: bool | None = without_default(flag(None))
     """Return the router's logits, and compute the balancing losses outside training too; False by default. The
     attribute exists with experts only."""
 
@@ -423,19 +329,35 @@ class GPTConfig(PreTrainedConfig):
     """Fields of a converted checkpoint's configuration beyond its architecture, for export."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("base_model_ep_plan", None)  # earlier versions saved it
         self._refuse_misspelled(kwargs)
         self._check_fields()
-        self.derived_fields = self._derive_fields(kwargs.pop("derived_fields", None) or ())
+        derived = self._derive_fields(kwargs.pop("derived_fields", None) or ())
         self._refuse_unused_sizes()
-        if self.position_embedding_type != "rope":
-            self._refuse_rope(kwargs)
-        for name, is_present in PRESENT_IF.items():
-            if not is_present(self):
-                delattr(self, name)
-        self.base_model_tp_plan = tensor_parallel_plan(self)  # neither plan is serialized
-        self.base_model_ep_plan = expert_parallel_plan(self)
+        self._refuse_rope()
+        self._delete_meaningless()
         super().__post_init__(**kwargs)
+        self.derived_fields = derived  # from here on, an assignment changes what depends on it
         self.validate()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        accept_other_names(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_made = "derived_fields" in vars(self)
+        if not (is_made and (name in OTHER_NAMES or name in own_fields(self))):
+            return super().__setattr__(name, value)
+        for field, new in to_fields({name: value}, getattr(self, "rope_parameters", None)).items():
+            super().__setattr__(field, new)
+            self._follow(field)
+
+    def __getattr__(self, name: str) -> Any:
+        # Other tools read `n_embd`, or `num_experts`, whose presence means experts.
+        value = getattr(self, FIELD_OF[name], None) if name in FIELD_OF and name not in UNREADABLE else None
+        if value is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return value
 
     def __eq__(self, other: Any) -> bool:
         # The method that dataclasses generate reads attributes that may be absent.
@@ -484,31 +406,45 @@ class GPTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Make a configuration, as in the base class. Keywords that are fields replace the stored ones."""
-        overrides = {f.name: kwargs.pop(f.name) for f in fields(cls) if "rule" in f.metadata and f.name in kwargs}
+        names = OTHER_NAMES | own_fields(cls)
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
         return super().from_dict(cls.override(config_dict, overrides), **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        """Make a configuration from a file, as in the base class."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
     def override(cls, stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         """Returns stored fields, valid or not, with some replaced, and without those that are derived: they are derived
         again."""
+        stored = {"derived_fields": None} | saved_fields(stored)
+        overrides = to_fields(overrides, stored.get("rope_parameters"))
+        if stored["derived_fields"] is None:  # written by a version that did not list them, or by hand
+            stored["derived_fields"] = [name for name in LIKELY_DERIVED if is_saved(stored)]
         if not overrides:
             return stored
         defaults = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
         config = SimpleNamespace(**defaults | stored)
-        listed = stored.get("derived_fields") or ()
-        derived = [name for name in DERIVATIONS if name in listed and is_derived(name, config)]
+        derived = [name for name in DERIVATIONS if name in stored["derived_fields"] and is_derived(name, config)]
         replaced = {*derived, "derived_fields", *map(SAME_DECISION.get, overrides)}
+        if "num_hidden_layers" in overrides:
+            stored |= resized_lists(stored, overrides["num_hidden_layers"])
         return {name: value for name, value in stored.items() if name not in replaced} | overrides
 
     def validate(self) -> None:
         """Checks each field, and the fields against each other. Called at construction, by models and by
         `save_pretrained`. A size that no layer uses is set to None, with a warning."""
         self._check_fields()
+        for name in self.derived_fields:
+            DERIVATIONS[name](self)  # raises if there is no such value
         self._check_heads()
         self._drop_unused_sizes()
+        self.check_depth()
         self._check_patterns()
         self._check_experts()
-        self._check_token_ids()
+        self.check_token_ids()
         if self.parallel_residual and self.norm_position != "pre":
             raise ValueError(f"norm_position={self.norm_position!r} with parallel_residual=True: expected 'pre'")
         if self.shared_norm and not self.parallel_residual:
@@ -525,29 +461,74 @@ class GPTConfig(PreTrainedConfig):
                 f"position_offset={self.position_offset} with position_embedding_type="
                 f"{self.position_embedding_type!r}: expected 'learned'"
             )
-        if self.position_embedding_type == "rope":
-            self._check_rope()
+        self._refuse_rope()
+        if _rotates(self):
+            check_rope(self)
+
+    def check_depth(self) -> None:
+        """Raises a ValueError if a per-layer field does not have an entry for each layer."""
+        lengths = {name: len(getattr(self, name)) for name in PER_LAYER}
+        if {*lengths.values()} != {self.num_hidden_layers}:
+            *names, last = (f"{name} (has {length})" for name, length in lengths.items())
+            raise ValueError(
+                f"num_hidden_layers={self.num_hidden_layers}: expected as many entries, one for each layer, in "
+                f"{', '.join(names)} and {last}"
+            )
+
+    def check_token_ids(self) -> None:
+        """Raises a ValueError if the padding, first or last token is outside the vocabulary."""
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and item >= self.vocab_size:
+                    raise ValueError(f"{name}={value}: expected less than vocab_size={self.vocab_size}")
 
     def _validate_dynamic_rope_parameters(self, rope_parameters: dict, ignore_keys: set[str] | None = None) -> None:
         # Here `dynamic` may have the original length, because `max_position_embeddings` may be extended.
         known = {*(ignore_keys or ()), "original_max_position_embeddings"}
         super()._validate_dynamic_rope_parameters(rope_parameters, ignore_keys=known)
 
+    def _follow(self, changed: str) -> None:
+        """Derives again what depends on a field that was set, as far as its value can be derived."""
+        if changed == "num_hidden_layers":
+            vars(self).update(resized_lists(vars(self), self.num_hidden_layers))
+        twin = SAME_DECISION.get(changed)
+        if twin and not (getattr(self, changed) and is_derived("layer_types", self)):
+            vars(self)[twin] = None
+        if changed in ("position_embedding_type", "num_local_experts"):
+            self._delete_meaningless()
+        unset = {name for name in DERIVATIONS if getattr(self, name, None) is None}
+        derived = {*self.derived_fields} - {changed} | unset
+        for name in DERIVATIONS:
+            if name in derived and self._has(name):
+                with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # `validate` raises them
+                    vars(self)[name] = DERIVATIONS[name](self)
+        self.derived_fields = [name for name in DERIVATIONS if name in derived and vars(self).get(name) is not None]
+
+    def _delete_meaningless(self) -> None:
+        for name in PRESENT_IF:
+            if not self._has(name):
+                vars(self).pop(name, None)
+
+    def _has(self, name: str) -> bool:
+        """False for a field without a meaning in this configuration."""
+        return name not in PRESENT_IF or PRESENT_IF[name](self)
+
     def _refuse_misspelled(self, unknown: dict[str, Any]) -> None:
         # transformers stores unknown keywords as attributes: a misspelled field would silently build another model
         names = [f.name for f in fields(self)]
         for name in unknown:
-            if close := OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.9)), None):
+            if close := next(iter(get_close_matches(name, names, n=1, cutoff=0.9)), None):
                 raise ValueError(f"{name} is not a field of GPTConfig: did you mean {close}?")
+        if (model_type := unknown.get("model_type", self.model_type)) != self.model_type:
+            raise ValueError(f"model_type={model_type!r}: expected {self.model_type!r}")
 
-    def _refuse_rope(self, kwargs: dict[str, Any]) -> None:
-        given = {"rope_parameters": self.rope_parameters, **kwargs}
-        for name in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"):
-            if given.get(name):
-                raise ValueError(
-                    f"{name}={given[name]!r} with position_embedding_type={self.position_embedding_type!r}: leave it "
-                    "out, or set position_embedding_type='rope'"
-                )
+    def _refuse_rope(self) -> None:
+        if not _rotates(self) and getattr(self, "rope_parameters", None):
+            raise ValueError(
+                f"rope_parameters={self.rope_parameters!r} with position_embedding_type="
+                f"{self.position_embedding_type!r}: leave it out, or set position_embedding_type='rope'"
+            )
 
     def _check_fields(self) -> None:
         for f in fields(self):
@@ -580,13 +561,8 @@ class GPTConfig(PreTrainedConfig):
             ("layer_types", ATTENTION_PATTERNS),
             ("mlp_layer_types", MLP_LAYER_TYPES),
         ):
-            values = getattr(self, name)
-            if unknown := [value for value in values if value not in allowed]:
+            if unknown := [value for value in getattr(self, name) if value not in allowed]:
                 raise ValueError(f"{name} holds {unknown[0]!r}: expected {' or '.join(allowed)}")
-            if len(values) != self.num_hidden_layers:
-                raise ValueError(
-                    f"{name} has {len(values)} entries: expected num_hidden_layers={self.num_hidden_layers}"
-                )
         if self.layer_types != [LAYER_TYPES[pattern] for pattern in self.attention_patterns]:
             raise ValueError(
                 f"layer_types={self.layer_types} contradicts attention_patterns={self.attention_patterns}: "
@@ -641,42 +617,3 @@ class GPTConfig(PreTrainedConfig):
         for name, kind in self._unused_sizes().items():
             logger.warning(f"{name}={getattr(self, name)} is ignored and set to None: no layer is {kind}")
             setattr(self, name, None)
-
-    def _check_token_ids(self) -> None:
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            for item in value if isinstance(value, list) else [value]:
-                if item is not None and item >= self.vocab_size:
-                    raise ValueError(f"{name}={value}: expected less than vocab_size={self.vocab_size}")
-
-    def _check_rope(self) -> None:
-        rope = getattr(self, "rope_parameters", None)
-        if not isinstance(rope, dict):
-            raise ValueError(f"rope_parameters={rope!r}: expected a dict with rope_type and rope_theta")
-        for name, value in rope.items():
-            if name not in ROPE_RULES:
-                raise ValueError(f"rope_parameters: {name} is unknown, expected some of {', '.join(ROPE_RULES)}")
-            if not ROPE_RULES[name].holds(value):
-                raise ValueError(f"rope_parameters: {name}={value!r}, expected {ROPE_RULES[name].expects}")
-        try:
-            self.validate_rope()
-        except KeyError as error:
-            raise ValueError(f"rope_parameters={rope}: {error.args[0]}") from error
-
-        rope_type, least = rope["rope_type"], 4 if rope["rope_type"] == "dynamic" else 2
-        if self.rotary_dim < least or self.rotary_dim % 2:
-            raise ValueError(
-                f"rope_parameters rotate int(head_dim x partial_rotary_factor) = {self.rotary_dim} dimensions of "
-                f"head_dim={self.head_dim}: expected an even number of at least {least}"
-            )
-        if rope_type == "yarn" and rope.get("beta_fast", 32) < rope.get("beta_slow", 1):
-            raise ValueError("rope_parameters: beta_fast must not be below beta_slow")
-        if rope_type == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
-            raise ValueError("rope_parameters: high_freq_factor must be above low_freq_factor")
-        if rope_type == "longrope":
-            for name in ("short_factor", "long_factor"):
-                if len(rope[name]) != self.rotary_dim // 2:
-                    raise ValueError(
-                        f"rope_parameters: {name} has {len(rope[name])} entries, expected {self.rotary_dim // 2}, "
-                        "one for each rotated pair of dimensions"
-                    )

@@ -1,9 +1,12 @@
-"""How a model is split over processes: tensor parallelism splits each matrix, expert parallelism distributes experts.
+"""How a model is split over processes: tensor parallelism splits each matrix, expert parallelism distributes experts,
+pipeline parallelism distributes blocks.
 
-A plan maps names of modules and parameters to transformers' styles. A style is named for the (out, in) of a linear
-layer: on experts, which are (experts, in, out), `rowwise` splits the output features and `colwise` the input features.
+The first two kinds of plans map names of modules and parameters to transformers' styles. A style is named for the (out,
+in) of a linear layer: on experts, which are (experts, in, out), `rowwise` splits the output features and `colwise` the
+input features.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +21,16 @@ PLAIN = {"up_proj": "colwise", "down_proj": "rowwise"}
 GATED = {"gate_proj": "colwise"} | PLAIN
 PLAIN_EXPERTS = {"up_proj": "rowwise", "up_proj_bias": "rowwise", "down_proj": "colwise"}
 GATED_EXPERTS = {"gate_up_proj": "packed_rowwise", "gate_up_proj_bias": "packed_rowwise", "down_proj": "colwise"}
+
+
+class Plan:
+    """A plan that is computed from a configuration when it is read, as an attribute."""
+
+    def __init__(self, compute: Callable[[Any], dict[str, Any] | None]) -> None:
+        self.compute = compute
+
+    def __get__(self, config: Any, owner: type | None = None) -> dict[str, Any] | None:
+        return None if config is None else self.compute(config)
 
 
 def tensor_parallel_plan(config: Any) -> dict[str, str]:
@@ -49,6 +62,22 @@ def expert_parallel_plan(config: Any) -> dict[str, str] | None:
     weights = ["up_proj" if config.mlp_type == "mlp" else "gate_up_proj", "down_proj"]
     biases = [f"{name}_bias" for name in weights] if config.mlp_bias else []
     return {f"{EXPERTS}.{name}": "grouped_gemm" for name in weights + biases} | {EXPERTS: "ep_dispatch_experts"}
+
+
+def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]]:
+    """Returns the children of `GPTModel` that compute something, in order, with their inputs and outputs. All before
+    `layers` belong to the first stage, all after it to the last one."""
+    is_narrow = config.embedding_size != config.hidden_size
+    adds_positions = config.position_embedding_type in ("learned", "sinusoidal")
+    steps = {
+        "embed_tokens": (True, ["input_ids"], ["inputs_embeds"]),
+        "project_in": (is_narrow, ["inputs_embeds"], ["hidden_states"]),
+        "embed_positions": (adds_positions, ["hidden_states", "position_ids"], ["hidden_states"]),
+        "layers": (True, ["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (config.final_norm, ["hidden_states"], ["hidden_states"]),
+        "project_out": (is_narrow, ["hidden_states"], ["hidden_states"]),
+    }
+    return {name: (inputs, outputs) for name, (computes, inputs, outputs) in steps.items() if computes}
 
 
 class BiasedExpertsParallel(MoeExpertsParallel):

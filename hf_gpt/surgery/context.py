@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..model.configuration_gpt import ROPE_RULES, GPTConfig
+from ..model.configuration_gpt import GPTConfig
 from ..model.positions import GPTRotaryEmbedding
+from ..model.rope_parameters import ROPE_RULES
 from .rebuild import Model, ReadWeight, copy_weight, rebuild
 
 Fields = dict[str, Any]

@@ -6,10 +6,26 @@ import pickle
 from itertools import pairwise
 
 import pytest
-from tiny import TINY, VARIANTS, make_config
+import torch
+from greedy import GREEDY
+from tiny import TINY, VARIANTS, make_config, make_model, random_ids
 
 from hf_gpt import GPTConfig, GPTForCausalLM
-from hf_gpt.model.configuration_gpt import ACTIVATIONS, DERIVATIONS, LAYER_TYPES, PATTERN_FIELDS, PRESENT_IF
+from hf_gpt.model.configuration_gpt import (
+    ACTIVATIONS,
+    DERIVATIONS,
+    LAYER_TYPES,
+    PATTERN_FIELDS,
+    PER_LAYER,
+    PRESENT_IF,
+)
+
+
+def fields_of(config):
+    """Everything that is saved but the source."""
+    saved = config.to_diff_dict()
+    return {name: saved[name] for name in saved if name not in ("_name_or_path", "auto_map", "architectures", "dtype")}
+
 
 INVALID = [
     ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
@@ -32,7 +48,10 @@ INVALID = [
     ({"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: expected at most num_local_experts=2"),
     ({"num_local_experts": 2, "mlp_layer_types": ["dense"] * 2}, "num_local_experts=2 without a sparse layer"),
     ({"mlp_layer_types": ["sparse", "dense"]}, "num_local_experts=None: the sparse layers"),
-    ({"num_local_experts": 2, "mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+    (
+        {"num_local_experts": 2, "mlp_layer_types": ["sparse"]},
+        r"num_hidden_layers=2: expected as many entries.* and mlp_layer_types \(has 1\)",
+    ),
     ({"num_local_experts": 2, "mlp_layer_types": ["sparse", "moe"]}, "mlp_layer_types holds 'moe'"),
     ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: expected an integer of at least 1 or None"),
     ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number of at least 0"),
@@ -47,11 +66,6 @@ INVALID = [
         {"num_local_experts": 4, "layerdrop": 0.1},
         "layerdrop=0.1 with experts: expected 0, skipped experts cannot be balanced",
     ),
-    ({"n_layer": 3}, "n_layer is not a field of GPTConfig: did you mean num_hidden_layers"),
-    ({"n_embd": 64}, "n_embd is not a field of GPTConfig: did you mean hidden_size"),
-    ({"activation_function": "relu"}, "activation_function is not a field of GPTConfig: did you mean hidden_act"),
-    ({"num_experts": 4}, "num_experts is not a field of GPTConfig: did you mean num_local_experts"),
-    ({"n_shared_experts": 4}, "n_shared_experts is not a field of GPTConfig: did you mean num_shared_experts"),
     ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
     ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
     ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
@@ -63,10 +77,10 @@ INVALID = [
     ({"norm_eps": 0}, "norm_eps=0: expected a positive number"),
     ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32"),
     ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
-    ({"attention_patterns": ["dense"]}, "attention_patterns has 1 entries: expected num_hidden_layers=2"),
+    ({"attention_patterns": ["dense"]}, r"num_hidden_layers=2: expected as many entries.*attention_patterns \(has 1\)"),
     ({"attention_patterns": ["dense", "random"]}, "attention_patterns holds 'random': expected dense or banded"),
     ({"attention_patterns": "dense"}, "attention_patterns='dense': expected a list"),
-    ({"layer_types": ["full_attention"] * 3}, "entries: expected num_hidden_layers=2"),
+    ({"layer_types": ["full_attention"] * 3}, r"num_hidden_layers=2: expected as many entries.*layer_types \(has 3\)"),
     ({"layer_types": ["full_attention", "mamba"]}, "attention_patterns holds 'mamba'"),
     (
         {"layer_types": ["sliding_attention"] * 2, "attention_patterns": ["dense"] * 2},
@@ -104,30 +118,14 @@ INVALID = [
     ),
     (
         {"position_embedding_type": "none", "rope_theta": 1e4},
-        "rope_theta=10000.0 with position_embedding_type='none': leave it out",
+        "rope_parameters=.*'rope_theta': 10000.0.* with position_embedding_type='none': leave it out",
     ),
-    ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
-    ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
-    ({"rope_parameters": {"rope_tetha": 1e4}}, "rope_parameters: rope_tetha is unknown"),
-    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters=.*: expected a flat dict"),
-    ({"rope_parameters": "yarn"}, "rope_parameters='yarn': expected a flat dict"),
     ({"initializer_range": float("inf")}, "initializer_range=inf: expected a positive number"),
     ({"eos_token_id": []}, r"eos_token_id=\[\]: expected a token id"),
-    ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0, expected a number above 1"),
-    ({"rope_parameters": {"partial_rotary_factor": 0.4}}, "rotate .* = 3 dimensions of head_dim=8"),
-    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}}, "at least 4"),
-    (
-        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4, "factor": 2.0}},
-        "short_factor has 1 entries, expected 4",
-    ),
-    (
-        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
-        "high_freq_factor must be above low_freq_factor",
-    ),
     ({"eos_token_id": 99}, "eos_token_id=99: expected less than vocab_size=99"),
     ({"eos_token_id": [1, 99]}, r"eos_token_id=\[1, 99\]: expected less than vocab_size=99"),
     ({"pad_token_id": -1}, "pad_token_id=-1: expected a token id"),
+    ({"model_type": "gpt-mini"}, "model_type='gpt-mini': expected 'hf_gpt'"),
     ({"num_hidden_layer": 3}, "num_hidden_layer is not a field of GPTConfig: did you mean num_hidden_layers"),
 ]
 
@@ -151,16 +149,6 @@ def test_omitted_fields_are_derived():
     assert (config.mlp_layer_types, config.moe_intermediate_size) == (["dense"] * 2, None)
     experts = make_config(num_local_experts=3)
     assert (experts.mlp_layer_types, experts.moe_intermediate_size) == (["sparse"] * 2, 128)
-
-
-def test_legacy_rope_fields_are_accepted():
-    config = make_config(rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 2.0}, partial_rotary_factor=0.5)
-    assert config.rope_parameters == {
-        "rope_type": "linear",
-        "factor": 2.0,
-        "rope_theta": 5e5,
-        "partial_rotary_factor": 0.5,
-    }
 
 
 def test_no_rope_without_rotary_positions():
@@ -192,7 +180,7 @@ def test_every_activation_builds(activation):
 
 
 def test_a_changed_configuration_is_validated_again(tmp_path):
-    config = make_config()
+    config = make_config(num_key_value_heads=4, head_dim=8)
     config.num_attention_heads = 3
     with pytest.raises(ValueError, match="num_key_value_heads=4 does not divide num_attention_heads=3"):
         GPTForCausalLM(config)
@@ -252,13 +240,215 @@ def test_an_explicit_field_does_not_follow_overrides(fields, name, value, overri
     assert name not in config.derived_fields
     config.save_pretrained(tmp_path)
     assert GPTConfig.from_pretrained(tmp_path).derived_fields == config.derived_fields
-    if isinstance(value, list):
-        with pytest.raises(ValueError, match="has 2 entries: expected num_hidden_layers="):
-            GPTConfig.from_pretrained(tmp_path, **overrides)
-        return
     loaded = GPTConfig.from_pretrained(tmp_path, **overrides)
-    assert getattr(loaded, name) == value
+    assert getattr(loaded, name) == (derived if isinstance(value, list) else value)  # a list follows the depth
     assert name not in loaded.derived_fields
+
+
+@pytest.mark.parametrize(("fields", "name", "value", "changes", "derived"), CHANGES)
+def test_a_derived_field_follows_assignments(fields, name, value, changes, derived, tmp_path):
+    config = make_config(**fields)
+    for field, new in changes.items():
+        setattr(config, field, new)
+    assert getattr(config, name) == derived
+    assert fields_of(config) == fields_of(make_config(**fields | changes))
+    GPTForCausalLM(config).save_pretrained(tmp_path)
+    assert fields_of(GPTForCausalLM.from_pretrained(tmp_path).config) == fields_of(config)
+
+
+@pytest.mark.parametrize(("fields", "name", "value", "changes", "derived"), CHANGES)
+def test_an_explicit_field_does_not_follow_assignments(fields, name, value, changes, derived):
+    config, assigned = make_config(**fields, **{name: value}), make_config(**fields)
+    setattr(assigned, name, value)
+    assert fields_of(assigned) == fields_of(config)
+    assigned.update(changes)
+    assert getattr(assigned, name) == (derived if isinstance(value, list) else value)  # a list follows the depth
+    assert name not in assigned.derived_fields
+
+
+def test_assignments_are_checked_when_a_model_is_built(tmp_path):
+    """Not between them: the first two contradict each other."""
+    config = make_config()
+    config.hidden_size = 50
+    with pytest.raises(ValueError, match="num_attention_heads=4 does not divide hidden_size=50: choose a divisor"):
+        GPTForCausalLM(config)
+    with pytest.raises(ValueError, match="num_attention_heads=4 does not divide hidden_size=50: choose a divisor"):
+        config.save_pretrained(tmp_path)
+    config.num_attention_heads = 5
+    assert fields_of(config) == fields_of(make_config(hidden_size=50, num_attention_heads=5))
+    config.hidden_size = "wide"
+    with pytest.raises(ValueError, match="hidden_size='wide': expected an integer"):
+        config.validate()
+    config.hidden_size = 40
+    assert fields_of(config) == fields_of(make_config(hidden_size=40, num_attention_heads=5))
+
+
+def test_an_assignment_of_none_is_derived():
+    config = make_config(intermediate_size=50, attention_patterns=["banded", "dense"], sliding_window=4)
+    config.intermediate_size = None
+    assert config.intermediate_size == 128
+    config.hidden_size = 64
+    assert config.intermediate_size == 256
+    config.attention_patterns = None
+    assert config.layer_types == ["full_attention"] * 2
+
+
+def test_assignments_in_any_order():
+    """`update` with the fields of another configuration."""
+    for variant in VARIANTS:
+        fields = {**TINY, **VARIANTS[variant], "num_hidden_layers": 2}
+        for order in (list(fields), list(reversed(fields))):
+            config = make_config("learned", num_hidden_layers=3, num_attention_heads=8)
+            config.update({name: fields[name] for name in order})
+            if "position_embedding_type" not in fields:
+                config.position_embedding_type = "rope"
+            expected = fields_of(make_config(variant))
+            assert fields_of(config) | {"derived_fields": None} == expected | {"derived_fields": None}
+
+
+def test_a_change_of_positions(tmp_path):
+    """`rope_parameters` exists with rotary positions only: other tools take its presence for RoPE."""
+    config = make_config()
+    config.position_embedding_type = "learned"
+    assert not hasattr(config, "rope_parameters")
+    GPTForCausalLM(config).save_pretrained(tmp_path)
+    assert fields_of(GPTConfig.from_pretrained(tmp_path)) == fields_of(make_config("learned"))
+    config.position_embedding_type = "rope"
+    assert fields_of(config) == fields_of(make_config())
+    GPTForCausalLM(config)
+    make_config().save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path, position_embedding_type="none") == GPTConfig.from_pretrained(
+        tmp_path, position_embedding_type="none", rope_parameters=None
+    )
+    config = make_config(rope_theta=5e5)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"rope_parameters=.* with position_embedding_type='none': leave it out"):
+        GPTConfig.from_pretrained(tmp_path, position_embedding_type="none")
+    config = make_config("learned")
+    config.rope_parameters = {"rope_theta": 5e5}
+    with pytest.raises(ValueError, match=r"rope_parameters=.* with position_embedding_type='learned': leave it out"):
+        config.validate()
+    config.position_embedding_type = "rope"
+    assert config == make_config(rope_theta=5e5)
+
+
+def test_a_copy_does_not_change_the_original(variant):
+    """transformers sets fields on shallow copies, for the layers of a heterogeneous model."""
+    config = make_config(variant)
+    before = copy.deepcopy(fields_of(config))
+    twin = copy.copy(config)
+    twin.hidden_size, twin.num_hidden_layers = 64, 5
+    assert fields_of(config) == before
+
+
+DEPTHS = {
+    "derived": {},
+    "explicit": {"attention_patterns": ["banded"] * 4, "sliding_window": 4},
+    "layer types": {"layer_types": ["sliding_attention"] * 4, "sliding_window": 4},
+    "experts": {"num_local_experts": 4, "mlp_layer_types": ["sparse"] * 4},
+    "strided": {"attention_patterns": ["strided"] * 4, "attention_stride": 3},
+}
+MIXED = {
+    "patterns": {"attention_patterns": ["banded", "dense"] * 2, "sliding_window": 4},
+    "experts": {"num_local_experts": 4, "mlp_layer_types": ["dense", "sparse"] * 2},
+}
+THREE_LISTS = (
+    r"num_hidden_layers=2: expected as many entries, one for each layer, in attention_patterns \(has \d\), "
+    r"layer_types \(has \d\) and mlp_layer_types \(has \d\)"
+)
+
+
+def runs_and_is_saved(model, folder):
+    """The model computes and generates, and what is saved has the same logits."""
+    ids = random_ids(2, 6)
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    assert model.generate(ids, **GREEDY).shape == (2, 14)
+    model.save_pretrained(folder)
+    loaded = GPTForCausalLM.from_pretrained(folder)
+    assert fields_of(loaded.config) == fields_of(model.config)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, logits)
+
+
+@pytest.mark.parametrize("fields", DEPTHS.values(), ids=DEPTHS)
+@pytest.mark.parametrize("layers", [2, 6])
+def test_another_depth(fields, layers, tmp_path):
+    make_config(**fields, num_hidden_layers=4).save_pretrained(tmp_path)
+    loaded = GPTConfig.from_pretrained(tmp_path, num_hidden_layers=layers)
+    config = GPTConfig.from_pretrained(tmp_path)
+    config.num_hidden_layers = layers
+    updated = GPTConfig.from_pretrained(tmp_path)
+    updated.update_from_string(f"num_hidden_layers={layers}")
+    assert fields_of(loaded) == fields_of(config) == fields_of(updated)
+    assert {len(getattr(config, name)) for name in PER_LAYER} == {layers}
+    runs_and_is_saved(GPTForCausalLM(config), tmp_path / "saved")
+
+
+@pytest.mark.parametrize("fields", DEPTHS.values(), ids=DEPTHS)
+def test_a_pruned_model_is_saved(fields, tmp_path):
+    model = make_model(**fields, num_hidden_layers=4)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    runs_and_is_saved(model, tmp_path)
+
+
+@pytest.mark.parametrize("fields", MIXED.values(), ids=MIXED)
+def test_the_depth_of_unlike_layers_is_set_by_hand(fields, tmp_path):
+    config = make_config(**fields, num_hidden_layers=4)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=THREE_LISTS):
+        GPTConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+    config.num_hidden_layers = 2
+    with pytest.raises(ValueError, match=THREE_LISTS):
+        GPTForCausalLM(config)
+    model = make_model(**fields, num_hidden_layers=4)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    with pytest.raises(ValueError, match=THREE_LISTS):
+        model.save_pretrained(tmp_path)
+    for name in ("attention_patterns", "mlp_layer_types"):  # layer_types follows the first
+        setattr(model.config, name, getattr(model.config, name)[:2])
+    runs_and_is_saved(model, tmp_path)
+
+
+@pytest.mark.parametrize("fields", [*DEPTHS.values(), *MIXED.values()], ids=[*DEPTHS, *MIXED])
+def test_a_depth_that_is_restored(fields):
+    """generate(assistant_early_exit=...) lowers it, drafts, and restores it."""
+    config = make_config(**fields, num_hidden_layers=4)
+    before = copy.deepcopy(fields_of(config))
+    for layers in (1, 0, None, "4"):
+        config.num_hidden_layers = layers
+        config.num_hidden_layers = 4
+        assert fields_of(config) == before
+    model = make_model(**fields, num_hidden_layers=4)
+    ids = random_ids(1, 6)
+    expected = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, **GREEDY, assistant_early_exit=1), expected)
+    assert fields_of(model.config)["attention_patterns"] == before["attention_patterns"]
+
+
+@pytest.mark.parametrize("fields", DEPTHS.values(), ids=DEPTHS)
+def test_replicated_layers_of_peft(fields):
+    """Layers 0, 1, 1, 2: the logits are those of a model with these layers, and of its cache."""
+    peft = pytest.importorskip("peft")
+    fields = {name: value[:3] if isinstance(value, list) else value for name, value in fields.items()}
+    model = make_model(**fields, num_hidden_layers=3)
+    longer = make_model(**{k: v[:1] * 4 if isinstance(v, list) else v for k, v in fields.items()}, num_hidden_layers=4)
+    weights = model.state_dict()
+    longer.load_state_dict(
+        {
+            name: weights[name.replace(f"layers.{layer}.", f"layers.{(0, 1, 1, 2)[layer]}.")]
+            for name in longer.state_dict()
+            for layer in [int(name.split(".")[2]) if ".layers." in name else 0]
+        }
+    )
+    target = ["q_proj", "v_proj"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(layer_replication=[[0, 2], [1, 3]], target_modules=target))
+    ids = random_ids(2, 6)
+    with torch.no_grad():
+        assert torch.allclose(adapted.eval()(ids).logits, longer(ids).logits, atol=1e-5)
+    assert torch.equal(adapted.generate(input_ids=ids, **GREEDY), longer.generate(ids, **GREEDY))
 
 
 def test_an_override_is_explicit(tmp_path):
@@ -266,6 +456,40 @@ def test_an_override_is_explicit(tmp_path):
     make_config().save_pretrained(tmp_path)
     GPTConfig.from_pretrained(tmp_path, intermediate_size=128).save_pretrained(tmp_path)
     assert GPTConfig.from_pretrained(tmp_path, hidden_size=64).intermediate_size == 128
+
+
+EARLIER = [
+    (
+        {"attention_patterns": ["banded", "strided"], "sliding_window": 4, "attention_stride": 3},
+        {"residual_dropout": 0.1},
+    ),
+    ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}, {"hidden_size": 64}),
+    ({"intermediate_size": 50, "head_dim": 16}, {"hidden_size": 64}),
+    ({"num_key_value_heads": 2}, {"num_attention_heads": 8}),
+    ({}, {"num_attention_heads": 8, "num_hidden_layers": 5}),
+    ({"norm_type": "rms_norm", "final_norm": False}, {"norm_type": "layer_norm"}),
+    ({"num_local_experts": 4, "mlp_layer_types": ["dense", "sparse"]}, {"intermediate_size": 50}),
+    ({"rope_theta": 5e5}, {"head_dim": 16}),
+]
+
+
+@pytest.mark.parametrize(("fields", "overrides"), EARLIER, ids=str)
+def test_a_file_of_an_earlier_version_without_derived_fields(fields, overrides, tmp_path):
+    """What has its derived value is derived again, by overrides and by assignments."""
+    config = make_config(**fields)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["derived_fields"]
+    path.write_text(json.dumps(stored))
+    assigned = GPTConfig.from_pretrained(tmp_path)
+    assigned.update(overrides)
+    for found, expected in [
+        (GPTConfig.from_pretrained(tmp_path), config),
+        (GPTConfig.from_pretrained(tmp_path, **overrides), make_config(**fields | overrides)),
+        (assigned, make_config(**fields | overrides)),
+    ]:
+        assert fields_of(found) | {"derived_fields": None} == fields_of(expected) | {"derived_fields": None}
 
 
 def test_an_override_of_none_is_derived(tmp_path):

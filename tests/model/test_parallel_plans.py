@@ -1,15 +1,18 @@
 """Every parallel layout on two gloo processes has the loss and gradients of one process; the plans name real parts."""
 
+import copy
 import socket
 
 import pytest
 import torch
 from layouts import RANKS, layouts_of, step, work
-from tiny import make_model, random_ids
+from tiny import make_config, make_model, random_ids
+from torch import nn
 from torch.multiprocessing import spawn
 
-from hf_gpt import GPTForCausalLM
+from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.model.parallel_plans import ALL_PARALLEL_STYLES
+from hf_gpt.model.positions import NoPositions
 
 VARIANTS = {
     "mixtral": {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1},
@@ -60,5 +63,42 @@ def test_parallel_plans_name_parts_of_the_model(variant):
             assert {name, name.rpartition(".")[0]} & config.base_model_tp_plan.keys(), name
         if ".experts." in name:
             assert config.base_model_ep_plan[name] == "grouped_gemm"
-    assert [f"model.{name}" in modules for name in config.base_model_pp_plan] == [True] * 3
-    assert list(config.base_model_pp_plan) == ["embed_tokens", "layers", "norm"]
+    assert isinstance(model.model.get_submodule("layers"), nn.ModuleList)
+
+
+def test_plans_are_attributes_that_can_be_set():
+    """They follow the configuration until then. None is saved."""
+    config = make_config("llama")
+    assert GPTConfig.base_model_tp_plan is None
+    config.qk_norm = False
+    assert "layers.*.self_attn.q_norm" not in config.base_model_tp_plan
+    assert not {name for name in config.to_dict() if name.endswith("_plan")}
+    config.base_model_tp_plan = {"layers.*": "replicate"}
+    assert config.base_model_tp_plan == {"layers.*": "replicate"}
+    assert copy.deepcopy(config).base_model_tp_plan == config.base_model_tp_plan
+
+
+PIPELINES = {
+    "rope": {},
+    "learned": {"position_embedding_type": "learned", "position_offset": 2},
+    "sinusoidal": {"position_embedding_type": "sinusoidal"},
+    "narrow": {"position_embedding_type": "learned", "embedding_size": 16},
+    "untied": {"position_embedding_type": "learned", "tie_word_embeddings": False},
+    "post-norm": {"position_embedding_type": "learned", "norm_position": "post"},
+    "patterns": {"attention_patterns": ["banded", "strided"] * 2, "sliding_window": 4, "attention_stride": 3},
+    "experts": {"num_local_experts": 4, "mlp_layer_types": ["dense", "sparse"] * 2, "mlp_type": "glu"},
+}
+
+
+def is_identity(module):
+    return type(module) is nn.Identity or isinstance(module, NoPositions)
+
+
+@pytest.mark.parametrize("fields", PIPELINES.values(), ids=PIPELINES)
+def test_the_pipeline_plan_lists_what_computes(fields):
+    model = make_model(**fields, num_hidden_layers=4).model
+    children = {name: module for name, module in model.named_children() if name not in ("rotary_emb", "dropout")}
+    computing = [name for name, module in children.items() if not is_identity(module)]
+    order = ["embed_tokens", "project_in", "embed_positions", "layers", "norm", "project_out"]
+    assert list(model.config.base_model_pp_plan) == [name for name in order if name in computing]
+    assert list(model._pp_plan) == list(model.config.base_model_pp_plan)

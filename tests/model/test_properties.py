@@ -10,7 +10,8 @@ from tiny import random_ids
 from transformers import set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from hf_gpt.model.configuration_gpt import ACTIVATIONS, LAYER_TYPES, ROPE_TYPES
+from hf_gpt.model.configuration_gpt import ACTIVATIONS, LAYER_TYPES
+from hf_gpt.model.rope_parameters import ROPE_TYPES
 
 probabilities = st.sampled_from([0.0, 0.1])
 
