@@ -354,3 +354,23 @@ def test_adapters_that_edit_outputs_in_place(variant, method):
     with torch.no_grad():
         adapted = model(input_ids=ids).logits
         torch.testing.assert_close(model.merge_and_unload()(ids).logits, adapted, rtol=1e-3, atol=1e-3)
+
+
+def test_linear_layers_are_of_the_class_that_tools_ask_for(variant):
+    """bitsandbytes, fp8 and quantize_dynamic leave a subclass as it is, silently."""
+    linear = [module for module in make_model(variant).modules() if isinstance(module, nn.Linear)]
+    assert linear
+    assert {type(module) for module in linear} == {nn.Linear}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dynamic_quantization_replaces_every_linear_layer(variant):
+    model, ids = make_model(variant, tie_word_embeddings=False), random_ids(2, 11)
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = torch.ao.quantization.quantize_dynamic(model)
+    replaced = {name for name, module in quantized.named_modules() if "quantized" in type(module).__module__}
+    assert names <= replaced
+    with torch.no_grad():
+        expected, found = model(ids).logits, quantized(ids).logits
+    assert not torch.equal(found, expected)
+    assert (found - expected).norm() < 0.2 * expected.norm()
