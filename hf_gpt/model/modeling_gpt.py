@@ -61,7 +61,6 @@ class GPTBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
         super().__init__()
-        self.attention_pattern = config.attention_patterns[layer_idx]
         self.self_attn_norm = build_norm(config, config.hidden_size)
         self.self_attn = GPTAttention(config, layer_idx)
         self.mlp_norm = build_norm(config, config.hidden_size)
@@ -242,6 +241,8 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
 
+        if self.training:
+            self.config.check_token_ids()  # a Trainer may have set them; saving would fail, after the training
         batch, length = inputs_embeds.shape[:2]
         tokens = BatchLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
         masks = create_attention_masks(self.config, inputs_embeds, tokens)
@@ -254,10 +255,10 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         hidden_states = self.dropout(hidden_states)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         routers = routers_to_count(self)
-        for block in self.blocks_to_run():
+        for block, pattern in self.blocks_to_run():
             hidden_states = block(
                 hidden_states,
-                attention_mask=masks[block.attention_pattern],
+                attention_mask=masks[pattern],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -274,9 +275,12 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         """The routers of the sparse layers, in order."""
         return [module for module in self.modules() if isinstance(module, TopKRouter)]
 
-    def blocks_to_run(self) -> Iterable[GPTBlock]:
-        """Returns all blocks, or in training those that layerdrop does not skip."""
-        blocks = self.layers[: self.config.num_hidden_layers]  # generate() lowers it to draft with the first layers
+    def blocks_to_run(self) -> Iterable[tuple[GPTBlock, str]]:
+        """Returns the blocks and their attention patterns; in training without those that layerdrop skips."""
+        depth, patterns = self.config.num_hidden_layers, self.config.attention_patterns
+        if depth > len(patterns):
+            self.config.check_depth()  # raises
+        blocks = zip(self.layers[:depth], patterns, strict=False)  # generate() lowers it to draft with the first layers
         if not (self.training and self.config.layerdrop):
             return blocks
         return [block for block in blocks if torch.rand(()).item() >= self.config.layerdrop]
@@ -358,10 +362,11 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = project(self.lm_head, hidden_states[:, kept])
         if labels is not None:
-            targets = next_token_targets(labels, hidden_states, **kwargs)
-            if hasattr(self, "_loss_function"):
+            if hasattr(self, "_loss_function"):  # of the user, who may have labels of any shape
+                targets = Targets(labels, kwargs.get("num_items_in_batch"))
                 lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             else:
+                targets = next_token_targets(labels, hidden_states, **kwargs)
                 in_order = logits if isinstance(logits_to_keep, int) else None
                 lm_loss = self.compute_loss(hidden_states, in_order, targets, tied_weight)
             loss = self.add_balance(lm_loss, balance, targets)

@@ -1,5 +1,6 @@
 """The decoder and its heads: inputs, outputs, gradients, initial weights, compilation and export."""
 
+import copy
 import math
 import warnings
 
@@ -116,7 +117,7 @@ def test_layerdrop_skips_whole_blocks_in_training():
     reference = make_model(num_hidden_layers=4)
     assert torch.equal(model(ids).logits, reference(ids).logits)
     model.train()
-    runs = [len(model.model.blocks_to_run()) for _ in range(200)]
+    runs = [len(list(model.model.blocks_to_run())) for _ in range(200)]
     assert 1.6 < sum(runs) / len(runs) < 2.4
     model(ids, labels=ids).loss.backward()
 
@@ -374,3 +375,42 @@ def test_dynamic_quantization_replaces_every_linear_layer(variant):
         expected, found = model(ids).logits, quantized(ids).logits
     assert not torch.equal(found, expected)
     assert (found - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id", "eos_token_id"])
+def test_training_with_a_special_token_outside_the_vocabulary_raises(name):
+    """The Trainer copies those of the tokenizer before the first step; saving would fail after the training."""
+    model, ids = make_model(), random_ids(2, 5)
+    setattr(model.config, name, 99)
+    with pytest.raises(ValueError, match=rf"^{name}=99: expected less than vocab_size=99"):
+        model.train()(ids, labels=ids)
+    model.resize_token_embeddings(100)
+    assert model(ids, labels=ids).loss.isfinite()
+    model.resize_token_embeddings(98)
+    with pytest.raises(ValueError, match=rf"^{name}=99: expected less than vocab_size=98"):
+        model(ids.clamp(max=97), labels=ids.clamp(max=97))
+
+
+@pytest.mark.parametrize("variant", ["default", "mixtral"])
+def test_a_loss_function_of_the_user_may_have_labels_of_any_shape(variant):
+    model, ids = make_model(variant).train(), random_ids(2, 5)
+    targets = torch.rand(2, 5, 99).softmax(dim=-1)  # as in distillation
+    model.loss_function = lambda logits, labels, **_: nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(0, 1)
+    )
+    outputs = model(ids, labels=targets)
+    expected = nn.functional.cross_entropy(outputs.logits.flatten(0, 1), targets.flatten(0, 1))
+    assert torch.allclose(getattr(outputs, "lm_loss", None) or outputs.loss, expected)
+
+
+@pytest.mark.parametrize("patterns", [["dense", "banded"], ["banded", "banded"]])
+def test_more_layers_than_attention_patterns(patterns):
+    """PEFT's layer_replication and models that are merged from layers add blocks; like ones may be added."""
+    model = make_model(attention_patterns=patterns, sliding_window=4)
+    model.model.layers.extend(copy.deepcopy(model.model.layers))
+    model.config.num_hidden_layers = 4
+    if patterns == ["banded", "banded"]:
+        assert model(random_ids(1, 9)).logits.isfinite().all()
+        return
+    with pytest.raises(ValueError, match=r"num_hidden_layers=4: .*attention_patterns \(has 2\).*layer_types"):
+        model(random_ids(1, 9))
