@@ -104,6 +104,11 @@ class ImplementationChoice:
                 f"experts_implementation={requested_experts!r} is not supported: expected one of "
                 f"{', '.join(EXPERTS_IMPLEMENTATIONS)}"
             )
+        if requested_experts not in (None, "eager") and not has_experts:
+            raise ValueError(
+                f"experts_implementation={requested_experts!r}: expected None or 'eager' for a model without experts "
+                "(num_local_experts=None)"
+            )
         return super().get_correct_experts_implementation(requested_experts)
 
     def _grouped_mm_can_dispatch(self) -> bool:

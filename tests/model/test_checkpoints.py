@@ -8,12 +8,17 @@ import pytest
 import torch
 import transformers
 from native import save_native
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from stranger import stranger, stranger_steps, training_step
 from tiny import make_model, random_ids
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
 from hf_gpt.conversion import convert
+from hf_gpt.model.checkpoints import tied_quantized_parts
 from hf_gpt.model.modeling_gpt import AUTO_CLASSES
 from hf_gpt.surgery.quantization import quantize
 
@@ -221,3 +226,113 @@ def test_saved_weights_are_plain_safetensors(tmp_path):
     fixed = {"embed_tokens.weight", "norm.weight"}
     fixed |= {f"layers.1.self_attn.{letter}_proj.weight" for letter in "qkvo"}
     assert {f"model.{name}" for name in fixed} <= names
+
+
+class TestQuantizationConfig:
+    """`quantization_config` of from_pretrained, with quantizers that a user has registered."""
+
+    @pytest.fixture
+    def quantizers(self, monkeypatch):
+        """A quantizer that converts `down_proj` layers, unless `modules_to_not_convert` names them."""
+
+        class Quantizer(HfQuantizer):
+            is_trainable = is_serializable = False
+
+            def _process_model_after_weight_loading(self, model, **_):
+                for name, module in model.named_modules():
+                    if name.endswith("down_proj") and name not in self.quantization_config.modules_to_not_convert:
+                        module.register_buffer("qweight", module.weight.mul(9).to(torch.int8))
+                        module.weight = None
+                return model
+
+        monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "ours", Quantizer)
+
+        def build(modules_to_not_convert=(), **fields):
+            config = QuantizationConfigMixin(quant_method="ours")
+            config.modules_to_not_convert = modules_to_not_convert
+            for name, value in fields.items():
+                setattr(config, name, value)
+            return config
+
+        return build
+
+    DENSE = ("default", "learned", "gptj", "llama")
+    DOWN = tuple(f"model.layers.{layer}.mlp.down_proj" for layer in range(2))
+
+    @pytest.mark.parametrize("variant", DENSE)
+    def test_a_config_that_changes_no_layer_raises(self, variant, quantizers, tmp_path):
+        make_model(variant).save_pretrained(tmp_path)
+        message = (
+            "quantization_config=QuantizationConfigMixin has quantized no layer of GPTForCausalLM, expected at least"
+        )
+        for options in ({}, {"output_loading_info": True}):
+            with pytest.raises(ValueError, match=message):
+                GPTForCausalLM.from_pretrained(tmp_path, quantization_config=quantizers(self.DOWN), **options)
+            GPTForCausalLM.from_pretrained(tmp_path, quantization_config=quantizers(self.DOWN[:1]), **options)
+        restored = quantizers(self.DOWN, dequantize=True)  # the loaded model is meant to be plain
+        GPTForCausalLM.from_pretrained(tmp_path, quantization_config=restored)
+
+    def test_from_a_subfolder(self, quantizers, tmp_path):
+        make_model().save_pretrained(tmp_path / "inner")
+        options = {"quantization_config": quantizers(), "subfolder": "inner"}
+        loaded = GPTForCausalLM.from_pretrained(tmp_path, **options)
+        assert loaded.model.layers[0].mlp.down_proj.qweight.dtype == torch.int8
+        fields = json.loads((tmp_path / "inner" / "config.json").read_text())
+        (tmp_path / "inner" / "config.json").write_text(
+            json.dumps(fields | {"quantization_config": {"quant_method": "x"}})
+        )
+        with pytest.raises(ValueError, match="the model is quantized already"):
+            GPTForCausalLM.from_pretrained(tmp_path, **options)
+
+    def test_is_read_from_where_the_weights_are(self, quantizers, tmp_path, monkeypatch):
+        make_model().save_pretrained(tmp_path)
+        seen, original = [], transformers.PreTrainedConfig.get_config_dict.__func__
+        location = {"revision": "v2", "token": "secret", "cache_dir": str(tmp_path), "local_files_only": True}
+
+        def get_config_dict(cls, path, **kwargs):
+            seen.append({name: kwargs.get(name) for name in location})
+            return original(cls, path, **kwargs)
+
+        monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", classmethod(get_config_dict))
+        GPTForCausalLM.from_pretrained(tmp_path, quantization_config=quantizers(), **location)
+        assert seen[0] == location
+
+    def test_of_an_adapter_whose_folder_names_the_base_model(self, quantizers, tmp_path):
+        make_model().save_pretrained(tmp_path / "base")
+        base = GPTForCausalLM.from_pretrained(tmp_path / "base")
+        get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+        loaded = GPTForCausalLM.from_pretrained(tmp_path / "adapter", quantization_config=quantizers())
+        assert loaded.model.layers[0].mlp.down_proj.qweight.dtype == torch.int8
+
+    @pytest.mark.parametrize("as_path", [False, True])
+    def test_with_a_configuration(self, as_path, quantizers, tmp_path):
+        make_model().save_pretrained(tmp_path)
+        config = str(tmp_path) if as_path else make_model().config
+        loaded = GPTForCausalLM.from_pretrained(tmp_path, config=config, quantization_config=quantizers())
+        assert loaded.model.layers[0].mlp.down_proj.qweight.dtype == torch.int8
+
+
+def test_weights_without_a_folder(tmp_path, monkeypatch):
+    """The working folder does not matter."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    monkeypatch.chdir(tmp_path)
+    model, ids = make_model(), random_ids(2, 5)
+    loaded = GPTForCausalLM.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_weights_of_another_architecture_in_a_subfolder_raise(tmp_path):
+    config = transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "inner")
+    with pytest.raises(ValueError, match="model_type='gpt2'"):
+        GPTForCausalLM.from_pretrained(tmp_path, config=GPTConfig(vocab_size=99), subfolder="inner")
+
+
+def test_trained_tokens_of_an_adapter_leave_the_base_model_saveable(tmp_path):
+    """PEFT puts its layer in the place of the embedding."""
+    model = make_model(tie_word_embeddings=False)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4]))
+    model.save_pretrained(tmp_path)
+    assert "model.embed_tokens.token_adapter.base_layer.weight" in load_file(tmp_path / "model.safetensors")
+    tied = get_peft_model(make_model(), adapted.peft_config["default"])
+    assert not tied_quantized_parts(tied.get_base_model())

@@ -109,6 +109,8 @@ def test_other_experts_implementations_raise(implementation):
         model.set_experts_implementation(implementation)
     with pytest.raises(ValueError, match=message):
         GPTForCausalLM._from_config(make_config("mixtral"), experts_implementation=implementation)
+    with pytest.raises(ValueError, match=message):
+        make_model(experts_implementation=implementation)
     assert model.config._experts_implementation == "eager"
 
 
@@ -116,8 +118,11 @@ def test_a_dense_model_does_not_depend_on_other_models():
     """Whether a mixture of experts was built before, in the same process."""
     for _ in range(2):
         dense = make_model()
-        with pytest.raises(ValueError, match="does not support setting experts implementation"):
-            dense.set_experts_implementation("grouped_mm")
+        for implementation in ("grouped_mm", "batched_mm"):
+            message = f"experts_implementation='{implementation}': expected None or 'eager' .*num_local_experts=None"
+            with pytest.raises(ValueError, match=message):
+                dense.set_experts_implementation(implementation)
+        dense.set_experts_implementation("eager")
         assert dense.config._experts_implementation == "eager"
         assert not dense._can_set_experts_implementation()
         assert make_model("mixtral")._can_set_experts_implementation()
