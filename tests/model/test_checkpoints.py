@@ -311,6 +311,19 @@ class TestQuantizationConfig:
         loaded = GPTForCausalLM.from_pretrained(tmp_path, config=config, quantization_config=quantizers())
         assert loaded.model.layers[0].mlp.down_proj.qweight.dtype == torch.int8
 
+    @pytest.mark.parametrize("options", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=str)
+    @pytest.mark.parametrize("variant", [*DENSE, "mixtral"])
+    def test_of_bitsandbytes(self, variant, options, tmp_path):
+        model, expected = make_model(variant), "Linear4bit" if "load_in_4bit" in options else "Linear8bitLt"
+        model.save_pretrained(tmp_path)
+        config = transformers.BitsAndBytesConfig(**options)
+        loaded = GPTForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+        names = [name for name, part in model.model.named_modules() if isinstance(part, torch.nn.Linear)]
+        assert {type(loaded.model.get_submodule(name)).__name__ for name in names} == {expected}
+        config = transformers.BitsAndBytesConfig(**options, llm_int8_skip_modules=[*names, "lm_head"])
+        with pytest.raises(ValueError, match="quantization_config=BitsAndBytesConfig has quantized no layer"):
+            GPTForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+
 
 def test_weights_without_a_folder(tmp_path, monkeypatch):
     """The working folder does not matter."""
