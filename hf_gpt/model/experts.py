@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from .backends import is_functorch_active, is_plain, is_traced, matmul
+from .backends import is_plain, is_traced, matmul
 from .configuration_gpt import GPTConfig
 from .differentiation import differentiate
 from .feed_forward import GATES, build_activation
@@ -63,13 +63,12 @@ class Experts(nn.Module):
 
     def implementation(self, hidden_states: torch.Tensor) -> str:
         """Returns the configured implementation, or the one that serves where it cannot run."""
-        configured = self.config._experts_implementation
-        if configured == "eager" and is_traced():
-            # a graph cannot depend on how many tokens each expert receives
-            return "batched_mm" if is_functorch_active() else "grouped_mm"
-        if configured == "grouped_mm" and hidden_states.dtype == torch.float64:
-            return "eager"  # grouped_mm has no float64
-        return configured
+        name = self.config._experts_implementation
+        if name == "eager" and is_traced():  # a graph cannot depend on how many tokens each expert receives
+            name = "grouped_mm" if torch.compiler.is_compiling() else "batched_mm"
+        if name == "grouped_mm" and hidden_states.dtype == torch.float64:  # grouped_mm has none
+            name = "batched_mm" if is_traced() else "eager"
+        return name
 
 
 def eager_experts(

@@ -130,3 +130,17 @@ def test_lora_on_experts(variant, implementation, tmp_path):
     again = PeftModel.from_pretrained(make_model(variant), tmp_path)
     assert torch.allclose(again(ids).logits, after, atol=1e-4)
     assert torch.allclose(tuned.merge_and_unload()(ids).logits, after, atol=1e-4)
+
+
+def test_compiled_in_float64():
+    """grouped_mm, which serves a compiled graph, has no float64."""
+    model, ids = make_model("mixtral").double(), random_ids(2, 7)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
+def test_experts_take_the_names_of_the_interface():
+    experts = make_model("mixtral").model.layers[0].mlp.experts
+    states, indices, weights = torch.randn(5, 32), torch.tensor([[0, 3]] * 5), torch.rand(5, 2)
+    named = experts(hidden_states=states, top_k_index=indices, top_k_weights=weights)
+    assert torch.equal(named, experts(states, indices, weights))
