@@ -12,8 +12,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..folders import resumable_folder, state_of
+from ..model.class_names import auto_map
 from ..model.configuration_gpt import GPTConfig
-from ..model.modeling_gpt import AUTO_MAP, GPTForCausalLM
+from ..model.modeling_gpt import GPTForCausalLM
 from ..version import __version__
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 from .families import find_family, recognize
@@ -122,7 +123,7 @@ def write_model(
     Args:
         target: description of the output. A call with another description does not resume this one.
     """
-    config.dtype, config.auto_map = weights.dtype, AUTO_MAP
+    config.dtype, config.auto_map = weights.dtype, auto_map()
     config.architectures = [GPTForCausalLM.__name__]
     with _resumable(out, source, target, max_shard_size) as partial_folder:
         _copy_companions(source, partial_folder)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .class_names import auto_map
 from .configuration_gpt import GPTConfig
 from .quantized_weights import install_kernels
 
@@ -52,7 +53,9 @@ class CheckpointFiles:
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """Save weights, configuration and code, as in the base class."""
+        """Save weights, configuration and this code, so that each Auto class loads the folder without hf_gpt installed
+        (`trust_remote_code=True`)."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map()}
         self._keys_to_ignore_on_save = tied_quantized_parts(self)
         if getattr(self, "hf_quantizer", None) is not None:
             kwargs["save_original_format"] = False  # transformers cannot restore the original format after loading

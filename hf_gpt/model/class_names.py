@@ -21,6 +21,15 @@ CLASS_NAMES = {
 }
 
 
+def auto_map() -> dict[str, str]:
+    """Returns the class of each Auto class, with its file. Every checkpoint names all, so that any Auto class loads any
+    checkpoint."""
+    names = {auto_class: names[GPTConfig.model_type] for auto_class, names in CLASS_NAMES.items()}
+    return {"AutoConfig": "configuration_gpt.GPTConfig"} | {
+        each: f"modeling_gpt.{name}" for each, name in names.items()
+    }
+
+
 class NamedModel:
     """The part of a model class that transformers knows by its name.
 

@@ -172,12 +172,6 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreT
         if isinstance(module, BiasedChoiceRouter):
             init.zeros_(module.e_score_correction_bias)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """Save weights, configuration and this code, so that each Auto class loads the folder without hf_gpt installed
-        (`trust_remote_code=True`)."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
 
 class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
     """The decoder without a head."""
@@ -599,9 +593,6 @@ class GPTForMultipleChoice(GPTTaskModel, auto_class="AutoModelForMultipleChoice"
         return nn.functional.cross_entropy(logits.view(len(labels), -1).float(), labels)
 
 
-# The class of each Auto class. Saved checkpoints name its file too, so that any Auto class loads any checkpoint.
 TASK_MODELS = (GPTForSequenceClassification, GPTForTokenClassification, GPTForQuestionAnswering, GPTForMultipleChoice)
 AUTO_CLASSES = {each.auto_class: each for each in (GPTModel, GPTForCausalLM, *TASK_MODELS)}
-AUTO_MAP = {"AutoConfig": "configuration_gpt.GPTConfig"} | {
-    auto_class: f"modeling_gpt.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
-}
+"""The class of each Auto class."""

@@ -89,19 +89,15 @@ def test_label_smoothing_of_the_trainer_shifts_the_labels(tmp_path, variant, wra
     assert torch.allclose(loss.double(), expected, rtol=1e-5)
 
 
-@pytest.fixture
-def stock_names(monkeypatch):
-    """The tables as transformers has them."""
+def test_the_code_of_a_checkpoint_adds_its_names(tmp_path, monkeypatch):
+    """Also twice, from two folders."""
+    folders = (tmp_path / "one", tmp_path / "two")
+    for folder in folders:
+        make_model().save_pretrained(folder)
     for names in CLASS_NAMES.values():
         for key in [key for key in names if key.startswith("hf_gpt")]:
             monkeypatch.delitem(names, key)
-
-
-@pytest.mark.usefixtures("stock_names")
-def test_the_code_of_a_checkpoint_adds_its_names(tmp_path):
-    """Also twice, from two folders."""
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        make_model().save_pretrained(folder)
+    for folder in folders:
         remote = get_class_from_dynamic_module("modeling_gpt.GPTForCausalLM", folder)
         assert remote is not GPTForCausalLM
         for name, names in CLASS_NAMES.items():
