@@ -16,6 +16,11 @@ try:
 except ImportError:  # transformers 5.17 cannot split experts over processes
     ALL_PARALLEL_STYLES, MoeExpertsParallel = None, object
 
+try:
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY as RECORDED_OUTPUTS
+except ImportError:
+    RECORDED_OUTPUTS = {}
+
 
 def find_operation(path: str, *arguments: str) -> Callable | None:
     """Returns an operation of torch, or None if this release does not have it.

@@ -1,4 +1,4 @@
-"""What transformers decides by the name of a model class: the loss, and the task.
+"""What transformers decides by the name of a model class: the loss, the task, and which outputs are recorded.
 
 The Trainer shifts the labels for `label_smoothing_factor`, pipelines and `transformers serve` accept a model, and model
 cards state a task only for the class names in transformers' tables. The names of all heads are added to these tables
@@ -8,6 +8,7 @@ that FSDP 2 makes. A key that is no model type of transformers is not read by th
 
 from transformers.models.auto import modeling_auto
 
+from .backends import RECORDED_OUTPUTS
 from .configuration_gpt import GPTConfig
 
 # By Auto class: names of classes by model type.
@@ -47,6 +48,8 @@ class NamedModel:
         if cls.auto_class is not None:
             key = GPTConfig.model_type if auto_class is not None else f"{GPTConfig.model_type}.{cls.__name__}"
             CLASS_NAMES[cls.auto_class][key] = cls.__name__
+        # Otherwise a class has an entry only when it builds a model, and a class of FSDP 2 builds none.
+        dict.__setitem__(RECORDED_OUTPUTS, str(cls), cls._can_record_outputs)
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)

@@ -325,6 +325,18 @@ class TestQuantizationConfig:
             GPTForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
 
 
+def test_a_folder_without_the_modeling_code_is_completed_by_saving(tmp_path):
+    """Tools that merge weights copy configuration and weights alone."""
+    make_model(pad_token_id=0).save_pretrained(tmp_path / "source")
+    transformers.AutoConfig.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "merged")
+    shutil.copy(tmp_path / "source" / "model.safetensors", tmp_path / "merged")
+    assert not (tmp_path / "merged" / "modeling_gpt.py").exists()
+    GPTForCausalLM.from_pretrained(tmp_path / "merged").save_pretrained(tmp_path / "merged")
+    ids = random_ids(2, 5)
+    printed = stranger(tmp_path / "merged", tmp_path / "again", ids, "AutoModelForCausalLM")
+    assert printed["AutoModelForCausalLM"] == here("AutoModelForCausalLM", tmp_path / "source", ids)
+
+
 def test_weights_without_a_folder(tmp_path, monkeypatch):
     """The working folder does not matter."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))

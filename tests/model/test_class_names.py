@@ -8,8 +8,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from peft import LoraConfig, get_peft_model
 from stock_trainer import arguments
 from tiny import make_model, random_ids
+from torch.distributed.fsdp import fully_shard
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
+from wrapped import process_group
 
 from hf_gpt import GPTForCausalLM
 from hf_gpt.model.class_names import CLASS_NAMES
@@ -146,6 +148,23 @@ def test_a_model_names_the_class_of_its_blocks(variant):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         is_wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
         assert [module for module in model.modules() if is_wrapped(module)] == list(model.base_model.layers)
+
+
+@pytest.mark.parametrize("variant", ["llama", "mixtral", "gpt_oss"])
+def test_a_sharded_decoder_records_its_outputs(variant):
+    """FSDP 2 changes the class of each module that it splits."""
+    fields = {"tie_word_embeddings": False, "router_aux_loss_coef": 0.5}
+    model, expected = (make_model(variant, attention="eager", **fields).train() for _ in range(2))
+    with process_group():
+        for part in (model.model, model):
+            fully_shard(part)
+        found = model(IDS, labels=IDS, output_hidden_states=True, output_attentions=True)
+    wanted = expected(IDS, labels=IDS, output_hidden_states=True, output_attentions=True)
+    assert torch.allclose(found.loss, wanted.loss)
+    assert len(found.hidden_states) == len(wanted.hidden_states) == 3
+    assert len(found.attentions) == 2
+    if variant != "llama":
+        assert torch.allclose(found.aux_loss, wanted.aux_loss)
 
 
 def test_a_device_map_splits_no_block(variant):
