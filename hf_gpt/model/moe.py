@@ -105,7 +105,6 @@ class BiasedChoiceRouter(TopKRouter):
             self.chosen = indices
         return logits.gather(-1, indices), indices
 
-    @torch.no_grad()
     def count(self, mask: torch.Tensor | None) -> None:
         """Adds the choices of one forward pass to the loads, if the router is trained.
 

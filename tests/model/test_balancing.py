@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import make_config, make_model, random_ids
+from torch.nn.utils import parametrizations
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import set_seed
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -338,6 +340,24 @@ class TestBias:
                 biases.append(router.e_score_correction_bias)
         assert torch.equal(*biases)
         assert not torch.equal(biases[0], torch.arange(6) / 8)
+
+    @pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.orthogonal])
+    def test_moves_with_a_parametrized_weight(self, change, model):
+        (router,) = routers(model)
+        change(router, "weight")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step(model, random_ids(2, 7))
+        optimizer.step()
+        assert router.e_score_correction_bias.abs().max() == 0.25
+
+    def test_moves_in_a_router_that_an_adapter_saves(self, model):
+        adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["router"])).train()
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
+        step(adapted, random_ids(2, 7))
+        optimizer.step()
+        frozen, trained = routers(model)
+        assert not frozen.e_score_correction_bias.any()
+        assert trained.e_score_correction_bias.abs().max() == 0.25
 
     def test_replicas_count_together(self, model):
         """nn.DataParallel trains copies; the optimizer holds the original."""
