@@ -1,5 +1,6 @@
 """`GPTConfig`: the architectural choices of the GPT lineage, each documented and validated."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -97,6 +98,9 @@ DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
     "head_dim": _derive_head_dim,
     "num_key_value_heads": lambda config: config.num_attention_heads,
     "embedding_size": lambda config: config.hidden_size,
+    "embedding_scale": lambda config: (
+        math.sqrt(config.hidden_size) if config.position_embedding_type == "sinusoidal" else 1.0
+    ),
     "intermediate_size": lambda config: 4 * config.hidden_size,
     "attention_output_bias": lambda config: config.attention_bias,
     "norm_parameters": lambda config: NORM_PARAMETERS[config.norm_type][0],
@@ -227,6 +231,9 @@ class GPTConfig(PreTrainedConfig):
 
     position_offset: int = size(0, least=0)
     """Number of rows of the learned positions before that of position 0 (OPT: 2)."""
+    embedding_scale: float | None = positive(None)
+    """Factor on the token embeddings: sqrt(`hidden_size`) by default with sinusoidal positions (Vaswani et al. 2017,
+    section 3.4), else 1 (Gemma: sqrt(`hidden_size`))."""
 
     # --- block ---------------------------------------------------------------------------------------------------
     norm_type: str = one_of("layer_norm", ("layer_norm", "rms_norm"))
@@ -312,7 +319,7 @@ class GPTConfig(PreTrainedConfig):
     """Probability that a whole block is skipped in training (Fan et al. 2020; OPT)."""
     initializer_range: float = positive(0.02)
     """Standard deviation of initial weights, divided by sqrt(2 x layers) for projections into the residual stream
-    (GPT-2, section 2.3)."""
+    (GPT-2, section 2.3). Token embeddings beside sinusoids, and the projections of narrow ones, have their own."""
 
     # --- other ---------------------------------------------------------------------------------------------------
     tie_word_embeddings: bool = flag(True)

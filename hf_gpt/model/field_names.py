@@ -95,7 +95,7 @@ REFUSED: dict[str, str] = {
     "gelu_approximate": "set hidden_act to `gelu` or `gelu_pytorch_tanh`",
     "padded_vocab_size": "set vocab_size to the number of rows of the embeddings",
     "padding_multiple": "set vocab_size to the number of rows of the embeddings",
-    "scale_embeddings": "there is no such field",
+    "scale_embeddings": "set embedding_scale to sqrt(hidden_size), or to 1",
     "hf_config": "leave it out",
 }
 
@@ -120,6 +120,9 @@ LACKING: dict[str, Any] = {
     "rope_indices": None,
     "rope_local_base_freq": None,
 }
+
+# Fields that earlier versions did not save, and the values that their models have.
+UNSAVED = {"embedding_scale": 1.0}
 
 OTHER_NAMES = {*FIELD_OF, *CONVERTED, *ROPE_NAMES, *REFUSED, *LACKING}
 
@@ -153,13 +156,13 @@ def to_fields(given: Mapping[str, Any], rope: Fields | None = None) -> Fields:
 
 
 def saved_fields(stored: Mapping[str, Any]) -> Fields:
-    """As `to_fields`, for a configuration that may have been saved. There the fields are complete, and other names
-    beside them had no effect on the model: they are ignored, with a warning."""
+    """As `to_fields`, for a configuration that may have been saved. There the fields are complete, but for those of
+    `UNSAVED`, and other names beside them had no effect on the model: they are ignored, with a warning."""
     if not is_saved(stored):
         return to_fields(stored)
     rope, has_rope = stored.get("rope_parameters"), stored["position_embedding_type"] == "rope"
     effective = set() if not has_rope else {"rope_scaling"} if rope else ROPE_NAMES
-    kept = dict(stored)
+    kept = UNSAVED | dict(stored)
     for name, value in stored.items():
         is_true = name in LACKING and value == LACKING[name]
         if name not in OTHER_NAMES or is_true or (name in effective and value is not None):

@@ -8,7 +8,6 @@
 model is built; in a forward pass only masks, caches and layerdrop depend on the configuration.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     MoeCausalLMOutputWithPast,
@@ -40,12 +38,13 @@ from .checkpoints import CheckpointFiles
 from .class_names import NamedModel
 from .configuration_gpt import GPTConfig
 from .embedding import look_up_tied, suits_tied_lookup
-from .experts import Experts
+from .embedding_scale import build_embedding, build_projection
 from .generation import GPTGenerationMixin
 from .implementations import ImplementationChoice
+from .initial_weights import InitialWeights
 from .linear import project
 from .losses import LossTerms, language_model_loss
-from .moe import BiasedChoiceRouter, TopKRouter, build_feed_forward, routers_to_count
+from .moe import TopKRouter, build_feed_forward, routers_to_count
 from .norms import build_norm
 from .positions import build_positions, check_indices, identity
 from .targets import Targets, check_rows, check_shape, next_token_targets
@@ -119,8 +118,8 @@ def block_class(config: GPTConfig) -> type[GPTBlock]:
     return PreNormBlock
 
 
-class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreTrainedModel):
-    """The base class of all models here: their initial weights, and what transformers may do with them."""
+class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, InitialWeights, NamedModel, PreTrainedModel):
+    """The base class of all models here: what transformers may do with them."""
 
     config_class = GPTConfig
     base_model_prefix = "model"
@@ -141,37 +140,6 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, NamedModel, PreT
         if config.router_bias_update_rate is not None:
             self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initializes the parameters of one module.
-
-            linear layers, embeddings, routers, sinks      normal, std = initializer_range
-            o_proj, down_proj (into the residual stream)   normal, std / sqrt(2 x layers) (GPT-2, section 2.3)
-            norms                                          1
-            all biases                                     0
-
-        The second line keeps the variance of the residual stream, a sum of 2 x layers outputs, independent of depth.
-        """
-        super()._init_weights(module)
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
-        if getattr(module, "writes_to_residual", False):
-            init.normal_(module.weight, mean=0.0, std=residual_std)
-        if isinstance(module, GPTAttention) and self.config.attention_sinks:
-            init.normal_(module.sinks, mean=0.0, std=std)
-        if isinstance(module, Experts):
-            init.normal_(getattr(module, module.first), mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=residual_std)
-            if module.has_bias:
-                init.zeros_(getattr(module, f"{module.first}_bias"))
-                init.zeros_(module.down_proj_bias)
-        if isinstance(module, TopKRouter):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        if isinstance(module, BiasedChoiceRouter):
-            init.zeros_(module.e_score_correction_bias)
-
 
 class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
     """The decoder without a head."""
@@ -179,15 +147,14 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         width, embedding = config.hidden_size, config.embedding_size
-        has_projection = width != embedding
-        self.embed_tokens = nn.Embedding(config.vocab_size, embedding)  # no padding_idx: padding may be <eos>
-        self.project_in = nn.Linear(embedding, width, bias=False) if has_projection else nn.Identity()
+        self.embed_tokens = build_embedding(config)
+        self.project_in = build_projection(config, embedding, width)
         self.embed_positions, self.rotary_emb = build_positions(config)
         self.dropout = build_dropout(config.embedding_dropout)
         block = block_class(config)
         self.layers = nn.ModuleList(block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = build_norm(config, width) if config.final_norm else nn.Identity()
-        self.project_out = nn.Linear(width, embedding, bias=False) if has_projection else nn.Identity()
+        self.project_out = build_projection(config, width, embedding)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .backends import INT4_MATMUL, INT4_PACK, INT8_MATMUL
+from .embedding_scale import ScaledEmbedding
 
 # From this many rows on, one product with the dequantized matrix is faster (benchmarks/RESULTS.md, decoding and
 # quantized weights).
@@ -169,7 +170,15 @@ class QuantizedEmbedding(nn.Embedding):
         return look_up(self.weight, ids)
 
 
-MODULES = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}
+class QuantizedScaledEmbedding(ScaledEmbedding, QuantizedEmbedding):
+    """The same, times a factor."""
+
+
+MODULES = {
+    nn.Linear: QuantizedLinear,
+    nn.Embedding: QuantizedEmbedding,
+    ScaledEmbedding: QuantizedScaledEmbedding,
+}
 
 
 def install_kernels(model: nn.Module) -> None:

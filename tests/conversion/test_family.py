@@ -100,6 +100,13 @@ def test_features_that_a_family_lacks(variant, family, message, tmp_path):
     assert not list(tmp_path.glob("native*"))
 
 
+def test_a_scale_of_the_embeddings_is_not_dropped():
+    config = make_config("llama", qk_norm=False)
+    FAMILIES["llama"].to_native(config)
+    with pytest.raises(ValueError, match=r"embedding_scale=2\.0 cannot be expressed by llama, which has 1\.0"):
+        FAMILIES["llama"].to_native(config.replace(embedding_scale=2.0))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_export_is_exact_or_names_a_field(family, variant):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 from itertools import pairwise
 
@@ -206,10 +207,14 @@ def test_overrides_at_loading_update_derived_fields(tmp_path):
 
 # A field, its derived value, fields that change this value when they are set at loading, and the new one.
 MOE = {"num_local_experts": 3}
+SINUSOIDAL = {"position_embedding_type": "sinusoidal"}
 CHANGES = [
     ({}, "head_dim", 8, {"hidden_size": 64}, 16),
     ({}, "num_key_value_heads", 4, {"num_attention_heads": 8}, 8),
     ({}, "embedding_size", 32, {"hidden_size": 64}, 64),
+    ({"position_embedding_type": "learned"}, "embedding_scale", 1.0, SINUSOIDAL, math.sqrt(32)),
+    (SINUSOIDAL, "embedding_scale", math.sqrt(32), {"hidden_size": 64}, 8.0),
+    (SINUSOIDAL, "embedding_scale", math.sqrt(32), {"position_embedding_type": "none"}, 1.0),
     ({}, "intermediate_size", 128, {"hidden_size": 64}, 256),
     ({}, "attention_output_bias", True, {"attention_bias": False}, False),
     ({"norm_type": "rms_norm"}, "norm_parameters", "weight", {"norm_type": "layer_norm"}, "weight_and_bias"),
@@ -625,6 +630,23 @@ def test_replace_derives_again():
     assert config.replace().derived_fields == config.derived_fields
     with pytest.raises(ValueError, match="num_attention_heads=5 does not divide hidden_size=32"):
         config.replace(num_attention_heads=5)
+
+
+def test_a_field_that_earlier_versions_did_not_save(tmp_path):
+    """A file without it, with the version of transformers that wrote it, is from an earlier version. A configuration
+    that is written by hand derives it."""
+    by_hand = {"model_type": "hf_gpt", "hidden_size": 64, "num_attention_heads": 4} | SINUSOIDAL
+    assert GPTConfig.from_dict(by_hand).embedding_scale == GPTConfig(**by_hand).embedding_scale == 8
+    for version, scale in ((None, 8), ("5.23.0", 1)):
+        stored = by_hand | ({"transformers_version": version} if version else {})
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        for overrides in ({}, {"attention_dropout": 0.1}):
+            config = GPTConfig.from_pretrained(tmp_path, **overrides)
+            assert config.embedding_scale == scale
+            assert ("embedding_scale" in config.derived_fields) == (version is None)
+            assert config.replace(use_cache=False).embedding_scale == scale
+        assert GPTConfig.from_pretrained(tmp_path, embedding_scale=None).embedding_scale == 8
+        assert GPTConfig.from_pretrained(tmp_path, embedding_scale=3.0).embedding_scale == 3
 
 
 def test_unknown_names_of_derived_fields_are_ignored(tmp_path):
