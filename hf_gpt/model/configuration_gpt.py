@@ -355,6 +355,7 @@ class GPTConfig(PreTrainedConfig):
         is_made = "derived_fields" in vars(self)
         if not (is_made and (name in OTHER_NAMES or name in own_fields(self))):
             return super().__setattr__(name, value)
+        self.derived_fields = [field for field in self.derived_fields if not self._is_edited(field)]
         for field, new in to_fields({name: value}, getattr(self, "rope_parameters", None)).items():
             super().__setattr__(field, new)
             self._follow(field)
@@ -494,6 +495,10 @@ class GPTConfig(PreTrainedConfig):
         # Here `dynamic` may have the original length, because `max_position_embeddings` may be extended.
         known = {*(ignore_keys or ()), "original_max_position_embeddings"}
         super()._validate_dynamic_rope_parameters(rope_parameters, ignore_keys=known)
+
+    def _is_edited(self, name: str) -> bool:
+        """True for a derived dict or list whose entries were changed in place: it is explicit from then on."""
+        return isinstance(vars(self).get(name), (dict, list)) and not is_derived(name, self)
 
     def _follow(self, changed: str) -> None:
         """Derives again what depends on a field that was set, as far as its value can be derived."""

@@ -23,6 +23,16 @@ def test_info(run, saved):
     assert_error(run("info", "nothing"), "not a file, a folder or a preset")
 
 
+def test_info_with_other_names_of_fields(run, saved):
+    for target, name in ((saved, "n_layer=3"), ("gpt2", "n_layer=3"), ("llama-3-8b", "rope_theta=1e6")):
+        assert run("info", target, "-s", name)[0] == 0
+    assert run("info", "gpt2", "-s", "n_layer=3")[1] == run("info", "gpt2", "-s", "num_hidden_layers=3")[1]
+    assert_error(
+        run("info", "gpt2", "-s", "dropout=0.1"), "dropout=0.1 is not a field of GPTConfig: set residual_dropout"
+    )
+    assert_error(run("info", saved, "-s", "n_layer=2", "-s", "num_layers=3"), "num_layers=3 contradicts n_layer=2")
+
+
 def test_info_of_experts(run):
     status, output, _ = run("info", "mixtral-8x7b")
     assert status == 0

@@ -298,6 +298,21 @@ def test_an_assignment_of_none_is_derived():
     assert config.layer_types == ["full_attention"] * 2
 
 
+def test_an_edit_in_place_is_explicit(tmp_path):
+    config = make_config()
+    config.rope_parameters["rope_theta"] = 5e5
+    config.hidden_size = 64
+    assert config == make_config(hidden_size=64, rope_theta=5e5)
+    config = make_config(num_local_experts=4)
+    config.mlp_layer_types[0] = "dense"
+    config.hidden_size = 64
+    assert config == make_config(num_local_experts=4, mlp_layer_types=["dense", "sparse"], hidden_size=64)
+    config.attention_patterns[0] = "banded"
+    config.sliding_window = 4
+    with pytest.raises(ValueError, match="layer_types=.* contradicts attention_patterns"):
+        config.validate()
+
+
 def test_assignments_in_any_order():
     """`update` with the fields of another configuration."""
     for variant in VARIANTS:
