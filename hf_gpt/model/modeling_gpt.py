@@ -46,6 +46,7 @@ from .linear import project
 from .losses import LossTerms, language_model_loss
 from .moe import TopKRouter, build_feed_forward, routers_to_count
 from .norms import build_norm
+from .parallel_plans import is_missing
 from .positions import build_positions, check_indices, identity
 from .targets import Targets, check_rows, check_shape, next_token_targets
 
@@ -211,8 +212,10 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             past_key_values = DynamicCache(config=self.config)
         prepare_cache(self.config, past_key_values, tokens)
 
-        hidden_states = self.embed_positions(project(self.project_in, inputs_embeds), position_ids)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = inputs_embeds
+        if not is_missing(self.layers[0]):  # a later pipeline stage continues with hidden states
+            hidden_states = self.embed_positions(project(self.project_in, inputs_embeds), position_ids)
+            hidden_states = self.dropout(hidden_states)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         routers = routers_to_count(self)
         for block, pattern in self.blocks_to_run():
@@ -227,7 +230,8 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             )
         for router in routers:
             router.count(tokens.mask)
-        hidden_states = project(self.project_out, self.norm(hidden_states))
+        if not is_missing(self.layers[-1]):
+            hidden_states = project(self.project_out, self.norm(hidden_states))
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     @property

@@ -80,6 +80,12 @@ def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]
     return {name: (inputs, outputs) for name, (computes, inputs, outputs) in steps.items() if computes}
 
 
+def is_missing(module: nn.Module) -> bool:
+    """True for what transformers and vLLM put in place of a module of another pipeline stage. Neither replaces all that
+    is outside the blocks, and for tied embeddings the last stage has all that precedes the blocks."""
+    return isinstance(module, nn.Identity)
+
+
 class BiasedExpertsParallel(MoeExpertsParallel):
     """Experts with a replicated `down_proj_bias`, of which each rank adds 1 / ranks, so that their sum has it once."""
 

@@ -309,7 +309,7 @@ def test_an_edit_in_place_is_explicit(tmp_path):
     assert config == make_config(num_local_experts=4, mlp_layer_types=["dense", "sparse"], hidden_size=64)
     config.attention_patterns[0] = "banded"
     config.sliding_window = 4
-    with pytest.raises(ValueError, match="layer_types=.* contradicts attention_patterns"):
+    with pytest.raises(ValueError, match=r"layer_types=.* contradicts attention_patterns"):
         config.validate()
 
 

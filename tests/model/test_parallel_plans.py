@@ -90,6 +90,13 @@ PIPELINES = {
 }
 
 
+class Missing(nn.Identity):
+    """A module of another stage, as in transformers (`PipelineIdentityLayer`) and vLLM (`PPMissingLayer`)."""
+
+    def forward(self, *args, **kwargs):
+        return args[0] if args else next(iter(kwargs.values()))
+
+
 def is_identity(module):
     return type(module) is nn.Identity or isinstance(module, NoPositions)
 
@@ -102,3 +109,36 @@ def test_the_pipeline_plan_lists_what_computes(fields):
     order = ["embed_tokens", "project_in", "embed_positions", "layers", "norm", "project_out"]
     assert list(model.config.base_model_pp_plan) == [name for name in order if name in computing]
     assert list(model._pp_plan) == list(model.config.base_model_pp_plan)
+
+
+def by_plan(model, is_first, tied):
+    """Replaces what another stage has, by the plan, as vLLM."""
+    plan = list(model._pp_plan)
+    before, after = plan[: plan.index("layers")], plan[plan.index("layers") + 1 :]
+    for name in after if is_first else [] if tied else before:  # tied: the last stage has the embeddings too
+        setattr(model, name, Missing())
+
+
+def by_name(model, is_first, tied):
+    """As transformers, which knows three modules."""
+    for name in ["norm"] if is_first else [] if tied else ["embed_tokens"]:
+        setattr(model, name, Missing())
+
+
+@pytest.mark.parametrize("fields", PIPELINES.values(), ids=PIPELINES)
+@pytest.mark.parametrize("replace", [by_plan, by_name])
+def test_two_pipeline_stages_equal_the_whole_model(replace, fields):
+    whole, ids = make_model(**fields, num_hidden_layers=4), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    stages = [copy.deepcopy(whole), copy.deepcopy(whole)]
+    for stage, is_first in zip(stages, (True, False), strict=True):
+        replace(stage.model, is_first, whole.config.tie_word_embeddings)
+        for layer_idx in range(4):
+            if (layer_idx < 2) != is_first:
+                stage.model.layers[layer_idx] = Missing()
+    with torch.no_grad():
+        states = stages[0].model(ids, attention_mask=mask).last_hidden_state
+        assert states.shape == (2, 9, whole.config.hidden_size)
+        outputs = stages[1](inputs_embeds=states, attention_mask=mask)
+        assert torch.allclose(outputs.logits, whole(ids, attention_mask=mask).logits, atol=1e-6)
