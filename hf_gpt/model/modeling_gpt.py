@@ -195,12 +195,11 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         warn_unless_called_by_head(self, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        if not inputs.numel():
-            raise ValueError(f"inputs of shape {tuple(inputs.shape)}: expected at least one token")
         if inputs_embeds is None:
             check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
+        if not inputs_embeds.numel():
+            raise ValueError(f"inputs of shape {tuple(inputs_embeds.shape[:2])}: expected at least one token")
 
         if self.training:
             self.config.check_token_ids()  # a Trainer may have set them; saving would fail, after the training
@@ -214,8 +213,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
 
         hidden_states = inputs_embeds
         if not is_missing(self.layers[0]):  # a later pipeline stage continues with hidden states
-            hidden_states = self.embed_positions(project(self.project_in, inputs_embeds), position_ids)
-            hidden_states = self.dropout(hidden_states)
+            hidden_states = self.dropout(self.embed_positions(project(self.project_in, inputs_embeds), position_ids))
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         routers = routers_to_count(self)
         for block, pattern in self.blocks_to_run():
