@@ -127,6 +127,7 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, InitialWeights, 
     supports_gradient_checkpointing = True
     _no_split_modules = []  # a model names the class of its blocks
     _skip_keys_device_placement = ["past_key_values"]
+    # Experts follow the interface of `@use_experts_implementation`, a text that transformers looks for in this file.
     _can_record_outputs = {
         "hidden_states": GPTBlock,
         "attentions": GPTAttention,
