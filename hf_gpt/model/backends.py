@@ -152,7 +152,8 @@ def matmul_float32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Returns left x right in float32, (n, k) by (k, m) in float16, whose range the product may exceed."""
     if FLOAT32_MATMUL is not None and left.is_cuda and torch.version.cuda:
         return FLOAT32_MATMUL(left, right, torch.float32)
-    return left.float() @ right.float()
+    with torch.autocast(left.device.type, enabled=False):
+        return left.float() @ right.float()
 
 
 # --- attention with its log-sum-exp --------------------------------------------------------------------------------

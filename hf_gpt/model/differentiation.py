@@ -1,9 +1,23 @@
-"""Gradients by plain autograd, for backward passes of our own that must be differentiable themselves."""
+"""Gradients by plain autograd, for backward passes of our own that are differentiated or vectorized themselves."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+
+def is_transformed(gradient: torch.Tensor) -> bool:
+    """True in a backward pass under `create_graph`, or inside vmap, as under `is_grads_batched`.
+
+    Inside vmap a gradient has no storage, stands for several and cannot be written into another tensor.
+    """
+    if torch.is_grad_enabled():
+        return True
+    try:
+        gradient.untyped_storage()
+    except NotImplementedError:
+        return True
+    return False
 
 
 def differentiate(
@@ -14,8 +28,8 @@ def differentiate(
 ) -> tuple[torch.Tensor | None, ...]:
     """Returns the gradient of each input; None where it is not needed.
 
-    An autograd function calls it in backward under `create_graph`, where its own formulas would leave out the second
-    derivative.
+    An autograd function calls it in a backward pass that `is_transformed`, where its own formulas would leave out the
+    second derivative.
 
     Args:
         function: the same function as that of forward, in differentiable operations.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .backends import alias, is_plain
+from .differentiation import is_transformed
 from .linear import is_bare
 from .positions import check_indices
 
@@ -35,8 +36,8 @@ class SparseLookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (ids,) = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        if torch.is_grad_enabled():  # create_graph: a sparse tensor has few operations with a second derivative
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        if is_transformed(gradient):  # a sparse tensor has few operations with a second derivative
             return rows.new_zeros(ctx.shape).index_add(0, ids.flatten(), rows), None
         return torch.sparse_coo_tensor(ids.reshape(1, -1), rows, ctx.shape, check_invariants=False), None
 

@@ -10,7 +10,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .backends import is_plain, is_traced, matmul
 from .configuration_gpt import GPTConfig
-from .differentiation import differentiate
+from .differentiation import differentiate, is_transformed
 from .feed_forward import GATES, build_activation
 from .linear import compute_dtype
 
@@ -162,7 +162,7 @@ class ExpertsInTurn(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tokens, shares, first, first_bias, down, down_bias, *all_inputs = ctx.saved_tensors
         parameters = (first, first_bias, down, down_bias)
-        if torch.is_grad_enabled():  # create_graph
+        if is_transformed(gradient):
             inputs = (*ctx.options, tokens, shares, *parameters)
             return differentiate(experts_in_turn, inputs, ctx.needs_input_grad, gradient)
         activate, (order, origin, spans), dtype = ctx.options

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
-from .differentiation import differentiate
+from .differentiation import differentiate, is_transformed
 from .linear import OneDNNLinear, Route, compute_dtype, linear_gradients, project, project_together, route
 
 # Other names of one function. transformers implements the first as a chain of elementwise operations, each of which
@@ -66,7 +66,7 @@ class ActivatedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, bias, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph
+        if is_transformed(gradient):
             arguments = (ctx.activate, weight, bias, *inputs)
             return differentiate(activated_linear, arguments, ctx.needs_input_grad, gradient)
         _, needs_weight, needs_bias, *needs_inputs = ctx.needs_input_grad

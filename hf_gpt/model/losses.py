@@ -8,7 +8,7 @@ from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backends import is_traced, matmul, matmul_float32
-from .differentiation import differentiate
+from .differentiation import differentiate, is_transformed
 from .linear import Route, compute_dtype, project, route
 from .positions import check_indices
 from .targets import IGNORED, Targets
@@ -88,8 +88,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The sum of `terms` over a divisor for logits x W^T + b.
 
     Forward computes the logits chunk by chunk and the gradients with them, so that no product is computed twice and
-    backward only scales what forward has kept. A second backward, and one that must be differentiable itself, computes
-    the gradients by `linear_cross_entropy`.
+    backward only scales what forward has kept. A second backward, and one that `is_transformed`, computes the gradients
+    by `linear_cross_entropy`.
 
     In float16 the loss is scaled before backward, so that small gradients are not lost, and forward does not know the
     scale yet. Its gradients are of the sum times `FLOAT16_UNIT`, in float32; backward divides them.
@@ -140,7 +140,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None or torch.is_grad_enabled():  # a second backward, or create_graph
+        if gradients is None or is_transformed(gradient):
             inputs = (*ctx.saved_tensors, ctx.terms)
             return differentiate(linear_cross_entropy, inputs, ctx.needs_input_grad, gradient)
         if ctx.divisor_left is not None:
@@ -177,13 +177,16 @@ def chunk_rows(states: torch.Tensor, vocab_size: int) -> int:
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
-    """Adds left x right to `total`, or overwrites it with the first product."""
+    """Adds left x right to `total`, or overwrites it with the first product.
+
+    A product of float16 is in float32: its sum over the tokens of one class may exceed the range.
+    """
     if total.dtype == left.dtype:
         total.addmm_(left, right, beta=0 if is_first else 1)
         return
     rows = ADDED_ROWS if total.is_cpu else len(total)
     for some, some_left in zip(total.split(rows), left.split(rows), strict=True):
-        product = some_left @ right
+        product = matmul_float32(some_left, right) if left.dtype == torch.float16 else some_left @ right
         some.copy_(product) if is_first else some.add_(product)
 
 

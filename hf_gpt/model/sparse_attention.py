@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .backends import flash_attention, flash_attention_backward, is_plain, plain_attention
-from .differentiation import differentiate
+from .differentiation import differentiate, is_transformed
 
 
 class Piece(NamedTuple):
@@ -178,7 +178,7 @@ class UnionAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, sinks, output, total = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph
+        if is_transformed(gradient):
             inputs = (query, key, value, sinks, ctx.jobs, ctx.scaling)
             return differentiate(union_attention, inputs, ctx.needs_input_grad, gradient)
         grads = tuple(torch.zeros_like(states) for states in (query, key, value))

@@ -111,6 +111,25 @@ def test_gradients_can_be_edited_between_two_calls(variant):
         torch.testing.assert_close(actual, each, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("by_vmap", [True, False], ids=["vmap", "is_grads_batched"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("variant", "attention"), CASES, ids="-".join)
+def test_batched_gradients(variant, attention, dtype, by_vmap, monkeypatch):
+    """Backward inside vmap, after a forward outside."""
+    monkeypatch.setattr("hf_gpt.model.attention_masks.MIN_KEYS_FOR_PIECES", 2)
+    monkeypatch.setattr(feed_forward, "RECOMPUTED_BYTES", 0)
+    model = training_model(variant, attention, dtype)
+    parameters, factors = [p for p in model.parameters() if p.requires_grad], torch.tensor([1.0, -2.0], dtype=dtype)
+    expected, loss = flat(torch.autograd.grad(loss_of(model), parameters)), loss_of(model)
+    if by_vmap:
+        rows = vmap(lambda factor: torch.autograd.grad(loss, parameters, factor))(factors)
+    else:
+        rows = torch.autograd.grad(loss, parameters, factors, is_grads_batched=True)
+    for row, factor in enumerate(factors):
+        actual = flat(each[row] for each in rows)
+        assert relative_error(actual, factor * expected) < {torch.float64: 1e-9, torch.float32: 1e-4}[dtype]
+
+
 # --- torch.func and tracing ----------------------------------------------------------------------------------------
 
 

@@ -192,6 +192,22 @@ def test_float16_gradients(scale, num_items, terms, autocast):
         assert (actual.double() / scale - expected).norm() < 5e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "half"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**8])
+def test_float16_gradients_of_a_frequent_class(scale, autocast, monkeypatch):
+    """The gradients of many tokens of one class add up to more than float16 holds, before they are divided."""
+    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 2**20)
+    head, states = head_and_states(torch.float32)
+    states, labels = states.repeat(1, 100, 1) + 1, torch.full((2, 1100), 7)
+    exact = gradients(definition(head, states.requires_grad_(), labels, LossTerms()), head, states)
+    if not autocast:
+        head, states = head.half(), states.detach().half().requires_grad_()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        loss = loss_of(head, states, labels, LossTerms())
+    for actual, expected in zip(gradients(scale * loss, head, states), exact, strict=True):
+        assert (actual.double() / scale - expected).norm() < 5e-3 * expected.norm()
+
+
 @pytest.mark.parametrize("variant", ["default", "llama", "mixtral"])
 @pytest.mark.parametrize("num_items", [None, 2**19])
 def test_float16_training_step(variant, num_items):
