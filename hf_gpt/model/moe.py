@@ -143,9 +143,10 @@ def routers_to_count(decoder: nn.Module) -> list[BiasedChoiceRouter]:
     is_updated = decoder.config.router_bias_update_rate and is_learning(decoder)
     if not is_updated or (is_traced() and not torch.compiler.is_compiling()):
         return []
-    for router in decoder.routers:
+    routers = decoder.routers
+    for router in routers:
         router.chosen = None
-    return decoder.routers
+    return routers
 
 
 def build_router(config: GPTConfig) -> TopKRouter:
