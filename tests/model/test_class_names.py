@@ -10,6 +10,7 @@ from stock_trainer import arguments
 from tiny import make_model, random_ids
 from torch.distributed.fsdp import fully_shard
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.modelcard import TASK_MAPPING
 from transformers.models.auto import modeling_auto
 from wrapped import process_group
 
@@ -134,6 +135,11 @@ def test_pipelines_know_a_subclass(task, caplog):
     with caplog.at_level("ERROR"):
         transformers.pipeline(task, model=model, tokenizer=load_tokenizer())
     assert "is not supported" not in caplog.text
+
+
+@pytest.mark.parametrize("task", SUPPORTED)
+def test_model_cards_state_the_task(task):
+    assert HEADS[SUPPORTED[task]].__name__ in TASK_MAPPING[task].values()
 
 
 def test_a_model_names_the_class_of_its_blocks(variant):
