@@ -498,7 +498,7 @@ def test_replicated_layers_that_are_unlike_raise(fields):
     with pytest.raises(ValueError, match=THREE_LISTS):
         needed(random_ids(2, 6))
     for name in ("attention_patterns", "mlp_layer_types"):
-        setattr(model.config, name, getattr(model.config, name) + getattr(model.config, name)[:2])
+        setattr(model.config, name, (getattr(model.config, name) * 2)[:6])
     model.config.validate()
     assert torch.isfinite(model(random_ids(2, 6)).logits).all()
 
