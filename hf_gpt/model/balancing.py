@@ -57,9 +57,10 @@ def measure_balance(
     """
     weights = token_weights(mask, router_logits[0])  # (B * T,)
     chosen = [torch.zeros_like(logits, dtype=weights.dtype) for logits in router_logits]
-    loads = [weights @ each.scatter_(-1, indices, 1.0) for each, indices in zip(chosen, router_indices, strict=True)]
-    shares = [weights @ probabilities(logits.to(weights.dtype), config) for logits in router_logits]
-    squares = [weights @ logits.to(weights.dtype).logsumexp(dim=-1).square() for logits in router_logits]
+    # mv: `weights @` would edit its product in place, which a selective checkpoint may have kept
+    loads = [each.scatter_(-1, index, 1.0).t().mv(weights) for each, index in zip(chosen, router_indices, strict=True)]
+    shares = [probabilities(logits.to(weights.dtype), config).t().mv(weights) for logits in router_logits]
+    squares = [logits.to(weights.dtype).logsumexp(dim=-1).square().dot(weights) for logits in router_logits]
 
     tokens = weights.sum()
     load, all_tokens = torch.stack(loads), tokens

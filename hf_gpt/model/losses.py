@@ -7,7 +7,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backends import is_traced, matmul, matmul_float32
+from .backends import is_observed, is_traced, matmul, matmul_float32
 from .differentiation import differentiate, is_transformed
 from .linear import Route, compute_dtype, project, route
 from .positions import check_indices
@@ -122,7 +122,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             to_weight.zero_()
         for start in range(0, len(states), rows):
             chunk = states[start : start + rows]
-            to_logits = matmul(chunk, columns, offset)  # (rows, vocab_size), logits until the next line
+            to_logits = matmul(chunk, columns, offset)  # (rows, vocab_size), logits until they are replaced
+            if is_observed():  # a selective checkpoint keeps the product
+                to_logits = to_logits.clone()
             loss += replace_by_gradient(to_logits, targets[start : start + rows], unit, terms)
             if needs_states:
                 to_states[start : start + rows] = multiply(to_logits, columns.t())

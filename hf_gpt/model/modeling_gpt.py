@@ -554,7 +554,10 @@ class GPTForMultipleChoice(GPTTaskModel, auto_class="AutoModelForMultipleChoice"
         """`logits` of (B, choices) for inputs of (B, choices, T). `labels` are the indices of the right choices, (B,).
         Other arguments are those of `GPTModel`."""
         inputs = (input_ids, attention_mask, position_ids, inputs_embeds)
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        texts = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None:
+            check_rows("labels", labels, texts)
+        choices = texts.shape[1]
         rows = [each if each is None else each.flatten(0, 1) for each in inputs]  # (B x choices, T)
         fields = self.predict(labels, *rows, **kwargs).as_fields()
         return MultipleChoiceModelOutput(**fields | {"logits": fields["logits"].view(-1, choices)})

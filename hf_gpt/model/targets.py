@@ -66,16 +66,23 @@ def next_token_targets(
         num_items_in_batch: number of targets in the whole batch.
 
     Raises:
-        ValueError: labels of another shape; a label of -100 with another `ignore_index` (on a CPU).
+        ValueError: labels of another shape, or not integers; a label of -100 with another `ignore_index` (on a CPU).
     """
     if shift_labels is None:
-        check_shape("labels", labels, states)
+        labels = as_indices("labels", labels, states)
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    check_shape("shift_labels", shift_labels, states)
-    ids = shift_labels.to(states.device).flatten()
+    ids = as_indices("shift_labels", shift_labels, states).to(states.device).flatten()
     if ignore_index != IGNORED and ids.is_cpu and not is_traced() and (ids == IGNORED).any():
         raise ValueError(f"labels contain {IGNORED}: expected token ids, or ignore_index={ignore_index}")
     return Targets(ids.masked_fill(ids == ignore_index, IGNORED), num_items_in_batch)
+
+
+def as_indices(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
+    """Returns integer labels of any size as int64. Raises a ValueError for other dtypes, and as `check_shape`."""
+    check_shape(name, labels, predictions)
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise ValueError(f"{name} of {labels.dtype}: expected integers")
+    return labels.long()
 
 
 def check_shape(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> None:
@@ -92,6 +99,9 @@ def check_shape(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> N
 
 
 def check_rows(name: str, labels: torch.Tensor, predictions: torch.Tensor) -> None:
-    """Raises a ValueError if there are not as many labels as rows of predictions: one would be broadcast silently."""
+    """Raises a ValueError if there are not as many labels as rows of predictions or, where labels are numbers, as
+    predictions: one would be broadcast silently."""
     if labels.shape[:1] != predictions.shape[:1]:
         raise ValueError(f"{name} of shape {tuple(labels.shape)}: expected {len(predictions)} rows")
+    if labels.is_floating_point() and labels.numel() != predictions.numel():
+        raise ValueError(f"{name} of shape {tuple(labels.shape)}: expected {tuple(predictions.shape)}")

@@ -1,11 +1,13 @@
 """The language-model loss in chunks, against that of all logits in float64: each term, label, head and precision."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_model, random_ids
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 from transformers import GPT2LMHeadModel, set_seed
 
 from hf_gpt.compatibility import enable_activation_checkpointing
@@ -335,6 +337,22 @@ def test_loss_inside_activation_checkpointing():
 
     expected = gradients(checkpointed(states), head, states)
     assert_close(gradients(checkpoint(checkpointed, states, use_reentrant=False), head, states), expected, 1e-12)
+
+
+@pytest.mark.parametrize("variant", ["default", "llama", "gpt_oss"])
+def test_loss_inside_a_selective_checkpoint(variant):
+    """One that keeps the products, and therefore the logits."""
+
+    def keep_products(_context, operation, *_args, **_kwargs):
+        is_product = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+
+    model, ids = make_model(variant).train(), random_ids(2, 11)
+    parameters, found = [p for p in model.parameters() if p.requires_grad], []
+    for context in (noop_context_fn, partial(create_selective_checkpoint_contexts, keep_products)):
+        loss = checkpoint(lambda: model(ids, labels=ids).loss, use_reentrant=False, context_fn=context)
+        found.append(torch.autograd.grad(loss, parameters))
+    assert_close(*found, 1e-4)
 
 
 def test_memory_does_not_grow_with_the_logits(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from tiny import make_model, random_ids
 from torch import nn
 
-from hf_gpt import GPTForSequenceClassification, GPTForTokenClassification
+from hf_gpt import GPTForMultipleChoice, GPTForSequenceClassification, GPTForTokenClassification
 from hf_gpt.model.targets import IGNORED, Targets, next_token_targets
 
 LABELS = torch.tensor([[3, 7, 7, 2], [5, 1, 4, 6]])
@@ -122,6 +122,38 @@ def test_labels_of_sequence_classification_raise(problem_type, rows):
     labels = torch.zeros(rows, dtype=torch.long) if problem_type.startswith("single") else torch.rand(rows, 3)
     with pytest.raises(ValueError, match=rf"labels of shape .*{rows}.*: expected 2 rows"):
         model(random_ids(2, 11), labels=labels)
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 2)], ids=str)
+def test_numbers_of_another_shape_raise(problem_type, shape):
+    """One number for each row would be broadcast."""
+    model = make_model(
+        model_class=GPTForSequenceClassification, num_labels=3, problem_type=problem_type, pad_token_id=0
+    )
+    with pytest.raises(ValueError, match=r"labels of shape \(2.*: expected \(2, 3\)"):
+        model(random_ids(2, 11), labels=torch.rand(*shape))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_labels_of_multiple_choice_raise(rows):
+    """The choices of two rows would be those of one."""
+    model = make_model(model_class=GPTForMultipleChoice, pad_token_id=0)
+    with pytest.raises(ValueError, match=rf"labels of shape \({rows},\): expected 2 rows"):
+        model(random_ids(2, 2, 11), labels=torch.ones(rows, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("variant", ["default", "llama", "mixtral", "strided"])
+def test_labels_of_other_dtypes(variant, training, name):
+    model, ids = make_model(variant).train(training), random_ids(2, 11)
+    expected = model(ids, **{"labels": ids, name: ids}).loss
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        assert torch.equal(model(ids, **{"labels": ids, name: ids.to(dtype)}).loss, expected)
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(ValueError, match=f"^{name} of {dtype}: expected integers"):
+            model(ids, **{"labels": ids, name: ids.to(dtype)})
 
 
 def test_another_ignore_index_does_not_ignore_the_default():
