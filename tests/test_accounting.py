@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny import make_config, make_model, random_ids
+from tiny import make_config, make_model, masks_by_pattern, random_ids
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from hf_gpt import preset_config
 from hf_gpt.accounting import account
-from hf_gpt.model.attention_masks import create_masks_for_generate
 
 
 def test_parameters(variant):
@@ -37,7 +36,7 @@ def test_flops(variant):
         model(random_ids(1, length))
     config = model.config
     per_key = 4 * config.num_attention_heads * config.head_dim
-    masks = create_masks_for_generate(config, torch.empty(1, length, 1), None, None)
+    masks = masks_by_pattern(config, rows=1, length=length)
     unseen = sum(float((masks[pattern] < 0).sum()) / length for pattern in config.attention_patterns)
     assert account(config, length).forward_flops_per_token == counter.get_total_flops() / length - per_key * unseen
 

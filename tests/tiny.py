@@ -4,6 +4,8 @@ import torch
 from transformers import set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.model.attention_masks import create_attention_masks
+from hf_gpt.model.batch_layout import BatchLayout
 
 TINY = {
     "vocab_size": 99,
@@ -158,6 +160,12 @@ def padding(kind: str, rows: int = 3, length: int = LENGTH) -> torch.Tensor:
         elif kind == "scattered":
             mask[row, 1 : 2 * cut : 2] = 0
     return mask
+
+
+def masks_by_pattern(config: GPTConfig, mask=None, positions=None, rows: int = 3, length: int = LENGTH) -> dict:
+    """What the layers of each pattern get as their attention mask, without a cache."""
+    tokens = BatchLayout(rows, length, torch.device("cpu"), mask, positions)
+    return create_attention_masks(config, torch.empty(rows, length, 1), tokens)
 
 
 def logits(model, ids: torch.Tensor, mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:

@@ -7,7 +7,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_masks import GatheredKeys, Pieces
-from .backends import by_key_head
+from .backends import by_key_head, by_query_head
 from .configuration_gpt import GPTConfig
 from .linear import project, project_together
 from .norms import build_norm
@@ -43,7 +43,7 @@ def eager_attention(
     """
     groups = key.shape[:2]  # (B, key_value_heads)
     scores = by_key_head(query, groups) @ key.transpose(-2, -1) * scaling
-    scores = scores.view(*query.shape[:3], -1)  # (B, heads, T, keys)
+    scores = by_query_head(scores, query.shape[2])  # (B, heads, T, keys)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
@@ -54,7 +54,7 @@ def eager_attention(
     probabilities = scores.softmax(dim=-1, dtype=precision).to(query.dtype)[..., : key.shape[-2]]
     probabilities = nn.functional.dropout(probabilities, dropout, training=module.training)
     output = by_key_head(probabilities, groups) @ value
-    return output.view(query.shape).transpose(1, 2).contiguous(), probabilities
+    return by_query_head(output, query.shape[2]).transpose(1, 2).contiguous(), probabilities
 
 
 def sdpa_attention(

@@ -30,9 +30,6 @@ class Pieces(NamedTuple):
 
     jobs: list[tuple[Span, list[Piece]]]
 
-    def contiguous(self) -> "Pieces":
-        return self  # generate() calls it on every mask that it makes for a static cache
-
 
 class GatheredKeys(NamedTuple):
     """The keys that the one query of each row sees."""
@@ -40,8 +37,10 @@ class GatheredKeys(NamedTuple):
     slots: torch.Tensor  # (B or 1, M), of the layer's keys
     mask: torch.Tensor  # (B, 1, 1, M), False where a slot is unused
 
-    def contiguous(self) -> "GatheredKeys":
-        return GatheredKeys(self.slots.contiguous(), self.mask.contiguous())
+    @classmethod
+    def of_slots(cls, slots: torch.Tensor, batch: int) -> "GatheredKeys":
+        """Returns the keys in slots of (B or 1, 1, 1, M), -1 where there is none."""
+        return cls(slots[:, 0, 0].clamp(min=0), (slots >= 0).expand(batch, -1, -1, -1))
 
     def gather(self, states: torch.Tensor) -> torch.Tensor:
         """(B, kv_heads, keys, head_dim) to (B, kv_heads, M, head_dim)."""
@@ -59,13 +58,14 @@ def create_attention_masks(config: GPTConfig, inputs_embeds: torch.Tensor, token
         tokens: where the tokens are.
 
     Raises:
-        ValueError: prepared masks by layer type, as in continuous batching, for strided or fixed layers.
+        ValueError: a prepared mask of another shape or type, or prepared masks by layer type, as in continuous
+            batching, for strided or fixed layers.
     """
-    patterns = dict.fromkeys(config.attention_patterns)
-    if tokens.is_prepared:
-        return {pattern: prepared_mask(tokens.attention_mask, pattern) for pattern in patterns}
-    with eager_block_masks(config, inputs_embeds.device):
-        return {pattern: create_mask(config, inputs_embeds, tokens, pattern) for pattern in patterns}
+    masks = masks_or_slots(config, inputs_embeds, tokens)
+    return {
+        pattern: GatheredKeys.of_slots(mask, tokens.batch) if is_slots(mask) else mask
+        for pattern, mask in masks.items()
+    }
 
 
 def create_masks_for_generate(
@@ -75,40 +75,97 @@ def create_masks_for_generate(
     past_key_values: Cache | None,
     position_ids: torch.Tensor | None = None,
     **_,
-) -> dict[str, Any]:
-    """Returns the masks of `create_attention_masks`, for the arguments with which generate() asks for those of a static
-    cache: it makes them outside the compiled graph, and the model then uses them as prepared masks."""
+) -> Any:
+    """Returns prepared masks for the arguments with which generate() asks for those of a static cache: it makes them
+    outside the compiled graph.
+
+    As in transformers, one mask if all layers have the same, else a dict by layer type; a dict by pattern if there are
+    strided or fixed layers. All are tensors or None, which torch.compile and exporters accept as inputs. If the model
+    would split the rows into pieces, the attention mask as it is.
+    """
     batch, length = inputs_embeds.shape[:2]
     tokens = BatchLayout(batch, length, inputs_embeds.device, attention_mask, position_ids, past_key_values)
-    return create_attention_masks(config, inputs_embeds, tokens)
-
-
-def prepared_mask(masks: torch.Tensor | Mapping[str, Any], pattern: str) -> Any:
-    """Returns the caller's mask of a pattern, by the name of the pattern or of its layer type, or the one for all."""
-    if not isinstance(masks, Mapping):
+    masks = masks_or_slots(config, inputs_embeds, tokens)
+    if any(isinstance(mask, Pieces) for mask in masks.values()):
+        return attention_mask
+    if set(OWN_PATTERNS) & set(masks):
         return masks
+    by_layer_type = {LAYER_TYPES[pattern]: mask for pattern, mask in masks.items()}
+    return by_layer_type if len(by_layer_type) > 1 else by_layer_type.popitem()[1]
+
+
+def masks_or_slots(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: BatchLayout) -> dict[str, Any]:
+    """Returns what `create_attention_masks` does, but slots, (B, 1, 1, M), for keys that are to be gathered."""
+    requests = {
+        pattern: MaskRequest(config, inputs_embeds, tokens, config.attention_patterns.index(pattern))
+        for pattern in dict.fromkeys(config.attention_patterns)
+    }
+    if tokens.is_prepared:
+        return {pattern: prepared_mask(pattern, request) for pattern, request in requests.items()}
+    with eager_block_masks(config, inputs_embeds.device):
+        return {pattern: create_mask(pattern, request) for pattern, request in requests.items()}
+
+
+def create_mask(pattern: str, request: "MaskRequest") -> Any:
+    """Returns the mask of one pattern."""
+    config, tokens = request.config, request.tokens
+    if pattern == "dense":
+        if gains_from_pieces(request):
+            return split_into_pieces(Dense(), tokens, offset=0)
+        return request.create()
+    definition = build_pattern(config, pattern)
+    if "flash" in config._attn_implementation:
+        return request.create(is_banded=isinstance(definition, Banded))
+    return sparse_mask(definition, request)
+
+
+def prepared_mask(pattern: str, request: "MaskRequest") -> Any:
+    """Returns the caller's mask of a pattern, by the name of the pattern or of its layer type, or the one for all."""
+    masks, layer = request.tokens.attention_mask, layer_of(request.tokens.past_key_values, request.layer_idx)
+    if isinstance(layer, FixedLayer) and layer.is_initialized:
+        raise ValueError(
+            "attention_mask: a prepared mask does not fit the cache of a fixed layer (attention_patterns), which has "
+            "dropped keys; expected (B, past + T)"
+        )
+    if not isinstance(masks, Mapping):
+        return checked(masks, request)
     if pattern in masks:
-        return masks[pattern]
+        mask = masks[pattern]
+        if pattern in OWN_PATTERNS and is_slots(mask):
+            return mask if request.tokens.length == 1 else mask_of_slots(mask, request.key_range[0])
+        return checked(mask, request)
     if pattern in OWN_PATTERNS:
         raise ValueError(
             f"attention_mask: masks by layer type ({', '.join(masks)}) do not describe {pattern} layers "
             "(attention_patterns). Continuous batching (generate_batch) does not support them: use generate() with "
             "sdpa, eager or flex_attention"
         )
-    return masks[LAYER_TYPES[pattern]]
+    if LAYER_TYPES[pattern] not in masks:
+        raise ValueError(f"attention_mask: masks by {', '.join(masks)}: expected {LAYER_TYPES[pattern]} too")
+    return checked(masks[LAYER_TYPES[pattern]], request)
 
 
-def create_mask(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: BatchLayout, name: str) -> Any:
-    """Returns the mask of one pattern."""
-    request = MaskRequest(config, inputs_embeds, tokens, config.attention_patterns.index(name))
-    if name == "dense":
-        if gains_from_pieces(config, inputs_embeds) and not tokens.is_plain_causal:
-            return split_into_pieces(Dense(), tokens, offset=0)
-        return request.create()
-    pattern = build_pattern(config, name)
-    if "flash" in config._attn_implementation:
-        return request.create(is_banded=isinstance(pattern, Banded))
-    return sparse_mask(pattern, request)
+def checked(mask: Any, request: "MaskRequest") -> Any:
+    """Returns a prepared mask.
+
+    Raises:
+        ValueError: a tensor of 4 dimensions that does not fit the queries and keys of the layer, or neither says which
+            keys are seen nor is added to the scores.
+    """
+    tokens = request.tokens
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or not tokens.may_read_values:
+        return mask
+    keys, _ = request.key_range
+    if tokens.past_key_values is None:  # continuous batching has keys that only its attention function knows
+        keys = max(keys, mask.shape[3])
+    expected = (tokens.batch, request.config.num_attention_heads, tokens.length, keys)
+    fits = all(size in (1, most) for size, most in zip(mask.shape, expected, strict=True))
+    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)} and type {str(mask.dtype).removeprefix('torch.')}: expected "
+            f"({tokens.batch}, 1, {tokens.length}, {keys}), bool or added to the scores"
+        )
+    return mask
 
 
 class MaskRequest(NamedTuple):
@@ -125,7 +182,7 @@ class MaskRequest(NamedTuple):
         return function(
             self.config,
             self.inputs_embeds,
-            self.tokens.attention_mask,
+            self.padding_of_trace if is_banded and not self.tokens.may_read_values else self.tokens.attention_mask,
             self.tokens.past_key_values,
             position_ids=self.tokens.given_position_ids,
             layer_idx=self.layer_idx,
@@ -144,19 +201,30 @@ class MaskRequest(NamedTuple):
         )
 
     @property
+    def padding_of_trace(self) -> torch.Tensor | None:
+        """The attention mask of the layer's keys alone: in its exporters, transformers replaces a sliding layer by one
+        that takes its first key for the first slot, also after a past that is longer than the window."""
+        mask, tokens = self.tokens.attention_mask, self.tokens
+        if mask is None or tokens.is_static:
+            return mask
+        keys, offset = self.key_range
+        return mask[:, mask.shape[1] - keys - offset :]
+
+    @property
     def key_range(self) -> tuple[int, int]:
         """Number of keys of the layer, and the slot of the first."""
         cache, length = self.tokens.past_key_values, self.tokens.length
         return cache.get_mask_sizes(length, self.layer_idx) if cache is not None else (length, 0)
 
 
-def gains_from_pieces(config: GPTConfig, inputs_embeds: torch.Tensor) -> bool:
+def gains_from_pieces(request: MaskRequest) -> bool:
     """True if dense rows with padding, packed ones, and chunks after a past are faster split into sequences, by the
     kernels of the CPU, than with a full (T x T) mask."""
+    config, tokens = request.config, request.tokens
+    if config._attn_implementation != "sdpa" or tokens.device.type != "cpu" or not tokens.may_read_values:
+        return False
     has_dropout = config.attention_dropout and torch.is_grad_enabled()
-    is_eager_cpu = inputs_embeds.device.type == "cpu" and not torch.compiler.is_compiling()
-    is_long = inputs_embeds.shape[1] >= MIN_KEYS_FOR_PIECES
-    return is_eager_cpu and config._attn_implementation == "sdpa" and is_long and not has_dropout
+    return tokens.length >= MIN_KEYS_FOR_PIECES and not has_dropout and not tokens.is_plain_causal
 
 
 def sparse_mask(pattern: Pattern, request: MaskRequest) -> Any:
@@ -173,7 +241,7 @@ def sparse_mask(pattern: Pattern, request: MaskRequest) -> Any:
         if length > 1 and max(length, longest) >= MIN_KEYS_FOR_PIECES:
             return split_into_pieces(pattern, tokens, offset)
         if length == 1 and not is_banded:
-            return gather_keys(pattern, tokens, keys)
+            return slots_of_keys(pattern, tokens, keys)
     if is_banded and (tokens.spans is not None or not tokens.may_read_values):
         return request.create(is_banded)  # without padding between tokens, slots differ as logical positions do
     return defined_mask(pattern, request)
@@ -202,17 +270,30 @@ def masked_piece(pattern: Pattern, keys: int, queries: int) -> list[Piece]:
     return [Piece(whole(0, queries), whole(0, keys), mask=seen)]
 
 
-def gather_keys(pattern: Strided | Fixed, tokens: BatchLayout, keys: int) -> GatheredKeys:
-    """Returns the keys of one query in each row, by `tokens.spans`, in a layer with `keys` keys. Their number is
-    constant for a static cache, so that decoding compiles."""
+def slots_of_keys(pattern: Strided | Fixed, tokens: BatchLayout, keys: int) -> torch.Tensor:
+    """Returns the slots of the keys that the one query of each row sees, (B or 1, 1, 1, M), -1 where there is none.
+
+    M depends on `keys`, the number of keys of the layer: it is constant for a static cache, so that decoding compiles.
+    """
     first_slots = [0] * tokens.batch
     for row, start, _ in tokens.spans:
         first_slots[row] = start
     first_slots = first_slots[:1] if len(set(first_slots)) == 1 else first_slots
     starts = torch.tensor(first_slots, device=tokens.device)[:, None]  # (B or 1, 1)
-    slots = pattern.keys_of(tokens.past - starts, keys - 1)
-    seen = slots >= 0
-    return GatheredKeys((slots + starts).clamp(min=0), seen[:, None, None].expand(tokens.batch, -1, -1, -1))
+    positions = pattern.keys_of(tokens.past - starts, keys - 1)
+    return torch.where(positions >= 0, positions + starts, -1)[:, None, None]
+
+
+def is_slots(mask: Any) -> bool:
+    """True for slots of keys, in place of a mask."""
+    return isinstance(mask, torch.Tensor) and mask.ndim == 4 and mask.dtype == torch.long
+
+
+def mask_of_slots(slots: torch.Tensor, keys: int) -> torch.Tensor:
+    """Returns the mask of several queries that each see the keys in their slots, (B or 1, 1, T, M) to (B or 1, 1, T,
+    keys)."""
+    seen = torch.zeros(*slots.shape[:3], keys + 1, dtype=torch.bool, device=slots.device)
+    return seen.scatter(3, torch.where(slots < 0, keys, slots), True)[..., :keys]
 
 
 def defined_mask(pattern: Pattern, request: MaskRequest) -> Any:
@@ -239,17 +320,16 @@ def defined_mask(pattern: Pattern, request: MaskRequest) -> Any:
 
 def mask_of_cached_keys(pattern: Pattern, request: MaskRequest, layer: FixedLayer) -> Any:
     """Returns the mask of the definition for a cache layer that has dropped keys."""
-    tokens, past, length = request.tokens, request.tokens.past, request.tokens.length
+    tokens, past, length = request.tokens, layer.get_seq_length(), request.tokens.length
     queries = torch.arange(past, past + length, device=tokens.device).expand(tokens.batch, -1)
     if tokens.mask is not None:
         queries = tokens.logical_positions[:, -length:]
     keys = torch.cat((layer.positions.to(tokens.device), queries), dim=1)  # (B, cached + T)
     if request.config._attn_implementation == "sdpa" and length == 1:
         return (pattern.visible(queries, keys) & (keys >= 0))[:, None, None]
-    offset = past - layer.positions.shape[1]
 
     def visible(batch, head, query, key):
-        position = keys[batch, key - offset]
+        position = keys[batch, key - layer.dropped]
         return (position >= 0) & pattern.visible(queries[batch, query - past], position)
 
     return request.create_from(visible, ignore_padding=True)

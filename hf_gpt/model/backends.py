@@ -209,9 +209,9 @@ def flash_attention_backward(
     probabilities = (scores - logsumexp).exp()  # (B, heads, q, k)
     rows = (gradient * output).sum(dim=-1, keepdim=True)  # (B, heads, q, 1)
     to_probabilities = by_key_head(gradient, groups) @ value.transpose(-2, -1)
-    to_scores = probabilities * (to_probabilities.view(scores.shape) - rows) * scale
+    to_scores = probabilities * (by_query_head(to_probabilities, query.shape[2]) - rows) * scale
     to_scores, probabilities = (by_key_head(states.to(query.dtype), groups) for states in (to_scores, probabilities))
-    to_query = (to_scores @ key).view(query.shape)
+    to_query = by_query_head(to_scores @ key, query.shape[2])
     to_key = to_scores.transpose(-2, -1) @ by_key_head(query, groups)
     return to_query, to_key, probabilities.transpose(-2, -1) @ by_key_head(gradient, groups)
 
@@ -230,7 +230,7 @@ def plain_attention(
     logsumexp = scores.logsumexp(dim=-1, keepdim=True)
     probabilities = nn.functional.dropout((scores - logsumexp).exp(), dropout).to(value.dtype)
     output = by_key_head(probabilities, key.shape[:2]) @ value
-    return output.view(query.shape), logsumexp
+    return by_query_head(output, query.shape[2]), logsumexp
 
 
 def attention_scores(
@@ -238,7 +238,7 @@ def attention_scores(
 ) -> torch.Tensor:
     """Scaled and masked scores in float32 at least, (B, heads, q, k)."""
     scores = by_key_head(query, key.shape[:2]) @ key.transpose(-2, -1) * scale
-    scores = scores.view(*query.shape[:3], -1)
+    scores = by_query_head(scores, query.shape[2])
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if is_causal:
         seen = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -248,4 +248,11 @@ def attention_scores(
 
 def by_key_head(states: torch.Tensor, groups: tuple[int, int]) -> torch.Tensor:
     """(B, heads, q, d) to (B, kv_heads, heads / kv_heads x q, d): query heads that share a key head become rows."""
+    if torch.compiler.is_compiling() and groups[1] < states.shape[1]:  # torch.export cannot solve for a merged size
+        return torch.cat(states.unflatten(1, (groups[1], -1)).unbind(2), dim=2)
     return states.reshape(*groups, -1, states.shape[-1])
+
+
+def by_query_head(states: torch.Tensor, queries: int) -> torch.Tensor:
+    """The reverse of `by_key_head`, in two steps, so that torch.export can solve for the sizes."""
+    return states.view(*states.shape[:2], states.shape[2] // queries, queries, states.shape[-1]).flatten(1, 2)

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache
+
+from .backends import is_traced
 
 
 class BatchLayout:
@@ -26,7 +29,8 @@ class BatchLayout:
         past_key_values: cache that holds the earlier tokens.
 
     Raises:
-        ValueError: an attention mask that does not cover past + T slots.
+        ValueError: an attention mask that does not cover past + T slots of B rows, position ids of another shape, a
+            past that is no cache.
     """
 
     def __init__(
@@ -41,13 +45,19 @@ class BatchLayout:
         self.batch, self.length, self.device = batch, length, device
         self.attention_mask, self.past_key_values = attention_mask, past_key_values
         self.given_position_ids = position_ids
+        check_cache(past_key_values)
+        check_position_ids(position_ids, batch, length)
+        check_mask(attention_mask, batch)
         self.past = past_key_values.get_seq_length() if past_key_values is not None else 0
         """Cached slots: an int, or a scalar tensor for a static cache."""
-        self.may_read_values = not torch.compiler.is_compiling()
-        """False in a compiled graph, which must not depend on values of tensors."""
+        self.is_static = getattr(past_key_values, "is_compileable", False)
+        """True for a static cache, whose attention mask may cover unused slots behind the tokens."""
+        self.may_read_values = not is_traced()
+        """False in a trace, which must not depend on values of tensors."""
         self._found: dict[str, Any] = {}
         self.mask = self._padding_mask()
-        """(B, past + T), True where there is a token; None without padding or if padding is unknown."""
+        """(B, past + T), True where there is a token; None without padding or if padding is unknown. For a static cache
+        it may be longer."""
 
     @property
     def is_prepared(self) -> bool:
@@ -59,15 +69,11 @@ class BatchLayout:
         if mask is None:
             return None
         mask, width = mask.to(self.device), mask.shape[1]
-        if isinstance(self.past, int):
-            is_checked = self.past > 0 or self.may_read_values  # a graph must not tie two lengths together
-        else:
-            is_checked = self.may_read_values and self.past.is_cpu  # an accelerator would synchronize at every token
-        if not is_checked:
+        # A trace must not tie two lengths together, and an accelerator would synchronize at every token.
+        if not self.may_read_values or (isinstance(self.past, torch.Tensor) and not self.past.is_cpu):
             return mask
         slots = int(self.past) + self.length
-        is_static = getattr(self.past_key_values, "is_compileable", False)  # then the mask may cover unused slots
-        if width < slots or (width > slots and not is_static):
+        if width < slots or (width > slots and not self.is_static):
             raise ValueError(
                 f"attention_mask has {width} slots: expected {int(self.past)} of the past and {self.length} new ones"
             )
@@ -106,7 +112,7 @@ class BatchLayout:
         if not self.may_read_values or self.is_prepared:
             return None
         if self.mask is not None:
-            return spans_of_rows(self.mask)
+            return spans_of_rows(self.mask[:, : int(self.past) + self.length])
         if self.sequences is not None:
             return spans_of_sequences(self.sequences)
         return [(row, 0, int(self.past) + self.length) for row in range(self.batch)]
@@ -133,8 +139,62 @@ class BatchLayout:
         if self.given_position_ids is not None:
             return self.given_position_ids
         if self.mask is not None:
-            return (token_counts(self.mask) - 1).clamp(min=0)[:, -self.length :]
-        return (torch.arange(self.length, device=self.device) + self.past)[None]
+            counts = (token_counts(self.mask) - 1).clamp(min=0)
+            return counts.index_select(1, self._new_slots()) if self.is_static else counts[:, -self.length :]
+        return self._new_slots()[None]
+
+    def _new_slots(self) -> torch.Tensor:
+        return torch.arange(self.length, device=self.device) + self.past
+
+
+def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    """Raises a ValueError unless there is one of token ids, (B, T), and embeddings, (B, T, D), with a token."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("expected exactly one of input_ids and inputs_embeds")
+    name, inputs, expected = (
+        ("input_ids", input_ids, "(B, T)") if inputs_embeds is None else ("inputs_embeds", inputs_embeds, "(B, T, D)")
+    )
+    if inputs.ndim != expected.count(",") + 1 or not inputs.numel():
+        raise ValueError(f"{name} of shape {tuple(inputs.shape)}: expected {expected}, and at least one token")
+
+
+def check_cache(past_key_values: Cache | None) -> None:
+    """Raises a ValueError for tuples of keys and values, as they were passed before transformers had caches."""
+    if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
+        raise ValueError(
+            f"past_key_values is a {type(past_key_values).__name__}: expected a Cache. DynamicCache(past_key_values) "
+            "makes one from (keys, values) of each layer"
+        )
+
+
+def check_position_ids(position_ids: torch.Tensor | None, batch: int, length: int) -> None:
+    """Raises a ValueError unless there is one position for each of `length` tokens, in each of `batch` rows or in one
+    row for all."""
+    if position_ids is None:
+        return
+    shape = tuple(position_ids.shape)
+    if len(shape) != 2 or shape[0] not in (1, batch) or shape[1] != length or position_ids.dtype == torch.bool:
+        kind = str(position_ids.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"position_ids of shape {shape} and type {kind}: expected numbers of shape ({batch} or 1, {length}), one "
+            "for each new token"
+        )
+
+
+def check_mask(attention_mask: torch.Tensor | Mapping[str, Any] | None, batch: int) -> None:
+    """Raises a ValueError for a list, and for a tensor that has neither 2 dimensions and `batch` rows nor 4 dimensions.
+
+    `BatchLayout` checks the width of a padding mask, `create_attention_masks` the shape of a prepared one.
+    """
+    if isinstance(attention_mask, (list, tuple, np.ndarray)):
+        raise ValueError(f"attention_mask is a {type(attention_mask).__name__}: expected a tensor, (B, past + T)")
+    if not isinstance(attention_mask, torch.Tensor):
+        return
+    shape = tuple(attention_mask.shape)
+    if len(shape) not in (2, 4) or (len(shape) == 2 and shape[0] != batch):
+        raise ValueError(
+            f"attention_mask of shape {shape}: expected ({batch}, past + T), or a prepared mask, ({batch}, 1, T, keys)"
+        )
 
 
 def padding_mask(attention_mask: torch.Tensor | Mapping[str, Any] | None) -> torch.Tensor | None:

@@ -1,12 +1,14 @@
 """Cache layers of the attention patterns; banded layers use those of transformers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from .attention_patterns import Fixed, build_pattern
+from .backends import is_traced
 from .batch_layout import BatchLayout
 from .configuration_gpt import GPTConfig
 
@@ -14,18 +16,14 @@ from .configuration_gpt import GPTConfig
 class PreallocatedLayer(DynamicLayer):
     """A dynamic cache layer with preallocated buffers, so that a new token does not copy all earlier ones.
 
-    Written slots are never overwritten: a layer that is cropped, or a copy that continues otherwise, allocates buffers
-    of its own.
+    Written slots are never overwritten: a layer that is cropped allocates buffers of its own, and so does a copy.
+    `keys` and `values` view what is written. The buffers, whose other slots are uninitialized, are not in `__dict__`,
+    where exporters look for the tensors of a cache.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.release_buffers()
-
-    def release_buffers(self) -> None:
-        """Makes the next update allocate new buffers."""
-        self.buffers: tuple[torch.Tensor, ...] = ()
-        self.written = [0]  # slots written; one list for all copies of the layer that share the buffers
+    __slots__ = ("buffers", "written")
+    buffers: tuple[torch.Tensor, ...]  # absent before the first update that preallocates
+    written: int  # slots of the buffers
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Appends T keys and values, (B, kv_heads, T, head_dim); returns all of the layer."""
@@ -36,31 +34,43 @@ class PreallocatedLayer(DynamicLayer):
         past, new = self.get_seq_length(), (key_states, value_states)
         length = past + key_states.shape[2]
         if not self._fits(past, new):
-            self.release_buffers()
             self.buffers = tuple(self._buffer(*each, past) for each in zip((self.keys, self.values), new, strict=True))
         for buffer, states in zip(self.buffers, new, strict=True):
             buffer[:, :, past:length] = states
-        self.written[0] = length
+        self.written = length
         self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
         return self.keys, self.values
 
     def can_preallocate(self, states: torch.Tensor) -> bool:
-        """True outside autograd and torch.compile, which do not allow memory to be written again."""
-        return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        """True outside autograd and traces, which do not allow memory to be written again."""
+        return not (torch.is_grad_enabled() or is_traced())
 
     def offload(self) -> None:
         self.release_buffers()  # a reference would keep the memory of the device allocated
         super().offload()
 
+    def reset(self) -> None:
+        self.release_buffers()
+        super().reset()
+
+    def release_buffers(self) -> None:
+        """Makes the next update allocate new buffers."""
+        self.buffers = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state of a copy or a pickle: what is written, without the other slots."""
+        state = vars(self).copy()
+        for name in ("keys", "values"):
+            if state[name] is not None:
+                state[name] = state[name].clone(memory_format=torch.contiguous_format)
+        return state
+
     def _fits(self, past: int, new: tuple[torch.Tensor, ...]) -> bool:
         """True if the cached states are all that is written to the buffers, and the new ones fit behind them."""
-        if (
-            not self.buffers
-            or self.written[0] != past
-            or self.buffers[0].is_inference() != torch.is_inference_mode_enabled()
-        ):
+        buffers = getattr(self, "buffers", ())
+        if not buffers or self.written != past or buffers[0].is_inference() != torch.is_inference_mode_enabled():
             return False
-        for buffer, cached, states in zip(self.buffers, (self.keys, self.values), new, strict=True):
+        for buffer, cached, states in zip(buffers, (self.keys, self.values), new, strict=True):
             is_alike = buffer.shape[:2] == cached.shape[:2] == states.shape[:2] and buffer.dtype == states.dtype
             if not is_alike or buffer.data_ptr() != cached.data_ptr() or buffer.shape[2] < past + states.shape[2]:
                 return False
@@ -89,49 +99,54 @@ class FixedLayer(DynamicLayer):
     """A dynamic cache layer that drops the keys of a complete block that no later query sees.
 
     Each row counts its own logical positions, so the blocks of left-padded rows end at different times. Rows with fewer
-    keys are padded on the left, at position -1.
+    keys are padded on the left, at position -1. A trace keeps all keys: their number would depend on values.
     """
 
     def __init__(self, pattern: Fixed) -> None:
         super().__init__()
-        self.pattern = pattern
+        self.stride, self.summary = pattern  # numbers: exporters rebuild a tuple without the names of its fields
         self.record_past = False
         self.reset_positions()
 
     def reset_positions(self) -> None:
-        self.cumulative_length = 0
         self.positions: torch.Tensor | None = None  # (B, cached keys), logical, -1 for padding
         self.expected: torch.Tensor | None = None
+        self.dropped = 0  # slots without a key; the cached keys are in the slots behind, as the mask functions count
         self.shortest_crop = 0  # length down to which tokens can be cropped
         self.next_prune = 0  # length at which the block of some row is complete
+
+    @property
+    def pattern(self) -> Fixed:
+        return Fixed(self.stride, self.summary)
 
     def activate_past_recording(self) -> None:
         """Keeps all keys until the next `crop`, as transformers' sliding layers do."""
         self.record_past = True
 
-    def expect(self, positions: torch.Tensor) -> None:
-        """Sets the logical positions of the tokens of the next update, (B, T), -1 for padding."""
+    def expect(self, positions: torch.Tensor | None) -> None:
+        """Sets the logical positions of the tokens of the next update, (B, T), -1 for padding; None if all rows go on
+        without padding."""
         self.expected = positions
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Appends T keys and values, (B, kv_heads, T, head_dim); returns them behind all cached ones."""
+        batch, length, past = key_states.shape[0], key_states.shape[2], self.get_seq_length()
         keys, values = super().update(key_states, value_states)
-        batch, length = key_states.shape[0], key_states.shape[2]
         new = self.expected
         if new is None:
-            new = torch.arange(self.cumulative_length, self.cumulative_length + length, device=keys.device)[None]
+            new = torch.arange(past, past + length, device=keys.device)[None]
         new = new.to(keys.device).expand(batch, -1)
         self.expected = None
         self.positions = new if self.positions is None else torch.cat((self.positions, new), dim=1)
-        self.cumulative_length += length
-        if self.cumulative_length >= self.next_prune and not self.record_past:
+        if not (is_traced() or self.record_past) and past + length >= self.next_prune:
             self.prune()
         return keys, values
 
     def prune(self) -> None:
         """Drops the keys that no later query sees."""
+        length = self.get_seq_length()
         following = self.positions.amax(dim=1, keepdim=True) + 1
-        begun = following[:, 0] % self.pattern.stride  # tokens of the incomplete block
+        begun = following[:, 0] % self.stride  # tokens of the incomplete block
         is_token = self.positions >= 0
         is_needed = is_token & self.pattern.visible(following, self.positions)
         width = int(is_needed.sum(dim=1).max())
@@ -142,17 +157,17 @@ class FixedLayer(DynamicLayer):
             order = order[:, None, :, None]
             self.keys = self.keys.gather(2, order.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
             self.values = self.values.gather(2, order.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
+            self.dropped = length - width
         unbroken = is_token.flip(1).long().cumprod(dim=1).sum(dim=1)  # tokens since the last padding
-        self.shortest_crop = self.cumulative_length - int(torch.minimum(begun, unbroken).min())
-        self.next_prune = self.cumulative_length + int((self.pattern.stride - begun).min())
+        self.shortest_crop = length - int(torch.minimum(begun, unbroken).min())
+        self.next_prune = length + int((self.stride - begun).min())
 
     def get_seq_length(self) -> int:
-        return self.cumulative_length
+        return self.dropped + super().get_seq_length()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Returns the number of keys after an update with `query_length` tokens, and the slot of the first."""
-        cached = 0 if self.positions is None else self.positions.shape[1]
-        return cached + query_length, self.cumulative_length - cached
+        return super().get_seq_length() + query_length, self.dropped
 
     def reset(self) -> None:
         self.keys = self.values = None
@@ -170,17 +185,16 @@ class FixedLayer(DynamicLayer):
             raise ValueError(f"crop({tokens_to_remove}): expected a negative number of tokens to remove")
         if not self.is_initialized:
             return
-        length = self.cumulative_length + tokens_to_remove
+        length = self.get_seq_length() + tokens_to_remove
         if length < self.shortest_crop:
             raise RuntimeError(
                 f"cannot remove {-tokens_to_remove} tokens: a block was complete after {self.shortest_crop} of "
-                f"{self.cumulative_length}, and its keys were dropped. Call activate_past_recording() on a cache that "
+                f"{self.get_seq_length()}, and its keys were dropped. Call activate_past_recording() on a cache that "
                 "holds something, before the tokens that may go."
             )
         if tokens_to_remove:
             self.keys, self.values = self.keys[:, :, :tokens_to_remove], self.values[:, :, :tokens_to_remove]
             self.positions = self.positions[:, :tokens_to_remove]
-            self.cumulative_length = length
         if self.record_past and length:
             self.prune()
 
@@ -218,27 +232,16 @@ def install_layers(config: GPTConfig, cache: Cache | None) -> None:
 
 def prepare_cache(config: GPTConfig, cache: Cache | None, tokens: BatchLayout) -> None:
     """Prepares a cache for the next tokens: an empty one gets the layers of the patterns, and fixed layers get the
-    logical positions.
-
-    Raises:
-        ValueError: a prepared mask, which does not show the positions, for a fixed layer that has dropped keys.
-    """
+    logical positions. Prepared masks do not show the positions: then fixed layers keep all keys."""
     if isinstance(tokens.past, int) and not tokens.past:
         install_layers(config, cache)
-    if tokens.attention_mask is None:
-        return
     for layer_idx, layer in enumerate(getattr(cache, "layers", ())):
         if not isinstance(layer, FixedLayer):
             continue
-        if tokens.mask is not None:
-            layer.expect(tokens.logical_positions[:, -tokens.length :])
-        elif layer.is_initialized:
-            raise ValueError(
-                "attention_mask: a prepared mask does not fit the cache of a fixed layer (attention_patterns), which "
-                "has dropped keys; expected (B, past + T)"
-            )
+        if tokens.is_prepared:
+            cache.layers[layer_idx] = DynamicLayer()
         else:
-            cache.layers[layer_idx] = DynamicLayer()  # keeps all keys
+            layer.expect(None if tokens.mask is None else tokens.logical_positions[:, -tokens.length :])
 
 
 def layer_of(cache: Cache | None, layer_idx: int) -> CacheLayerMixin | None:

@@ -1,12 +1,14 @@
 """What generate() does besides transformers' own: packed weights, long prompts in chunks, cache layers of the patterns,
 and the change of longrope from its short factors to the long ones."""
 
+import math
 from functools import wraps
 
 import torch
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 
 from .attention_masks import create_masks_for_generate
+from .batch_layout import padding_mask
 from .caches import install_layers
 from .implementations import check_attention_implementation
 from .linear import PACKED, PackedWeights
@@ -54,11 +56,23 @@ class GPTGenerationMixin(GenerationMixin):
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers inspects its signature
     def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):
-        # Beyond the threshold longrope uses its long factors, but the cached keys are rotated by the short ones.
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if 0 < past <= longrope_threshold(self.config) < input_ids.shape[1]:
+        if past_key_values is not None and self.outgrows_short_factors(past_key_values, *input_ids.shape, **kwargs):
             past_key_values = kwargs["next_sequence_length"] = None  # recompute all keys
         return super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
+
+    def outgrows_short_factors(
+        self, cache: Cache, batch: int, length: int, attention_mask: torch.Tensor | None = None, **_
+    ) -> bool:
+        """True if the new tokens are the first beyond the threshold of longrope: from here on it uses its long factors,
+        but the cached keys are rotated by the short ones. The longest row decides, without its padding."""
+        threshold = longrope_threshold(self.config)
+        if math.isinf(threshold):
+            return False
+        mask = padding_mask(attention_mask)
+        if mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool)
+        before, now = (int(rows.sum(dim=-1).max()) for rows in (mask[:, : int(cache.get_seq_length())], mask))
+        return 0 < before <= threshold < now
 
     def init_continuous_batching(self, *args, **kwargs):
         """Start continuous batching (`generate_batch`), as in transformers.

@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import GPTAttention
 from .attention_masks import create_attention_masks
 from .balancing import BalancedDecoder, warn_unless_called_by_head
-from .batch_layout import BatchLayout, padding_mask
+from .batch_layout import BatchLayout, check_inputs, padding_mask
 from .caches import prepare_cache
 from .checkpoints import CheckpointFiles
 from .class_names import NamedModel
@@ -189,18 +189,15 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             `output_attentions` and `output_router_logits` request.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`; no token; a token id outside the vocabulary,
-                or a position beyond the learned ones (on a CPU; an accelerator asserts); an attention mask that is
-                shorter than the tokens.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; an argument of another shape or type; an id
+                outside the vocabulary or a position beyond the learned ones (on a CPU; an accelerator asserts).
         """
         warn_unless_called_by_head(self, kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        check_inputs(input_ids, inputs_embeds)
         if inputs_embeds is None:
-            check_indices("input_ids", input_ids, "vocab_size", self.config.vocab_size)
+            rows = getattr(self.embed_tokens, "num_embeddings", self.config.vocab_size)  # a user may have replaced it
+            check_indices("input_ids", input_ids, "vocab_size", rows)
             inputs_embeds = self.embed_tokens(input_ids)
-        if not inputs_embeds.numel():
-            raise ValueError(f"inputs of shape {tuple(inputs_embeds.shape[:2])}: expected at least one token")
 
         if self.training:
             self.config.check_token_ids()  # a Trainer may have set them; saving would fail, after the training

@@ -6,18 +6,19 @@ from copy import copy
 
 import torch
 from torch import nn
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .backends import is_traced
 from .configuration_gpt import GPTConfig
 
 
 def check_indices(name: str, indices: torch.Tensor, field: str, limit: int) -> None:
     """Raises a ValueError if an index is not in [0, limit), where `limit` is the value of the configuration's `field`.
 
-    It checks on a CPU outside torch.compile alone: on an accelerator it would synchronize at every call, and PyTorch
-    itself asserts the index there.
+    It checks on a CPU alone, outside traces: on an accelerator it would synchronize at every call, and PyTorch itself
+    asserts the index there.
     """
-    if torch.compiler.is_compiling() or indices.device.type != "cpu" or not indices.numel():
+    if indices.device.type != "cpu" or not indices.numel() or is_traced():
         return
     least, most = torch.aminmax(indices)
     if least < 0 or most >= limit:
@@ -40,6 +41,11 @@ class LearnedPositions(nn.Embedding):
         self.offset = config.position_offset
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if position_ids.is_floating_point():
+            kind = str(position_ids.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"position_ids of type {kind}: expected integers, the rows of a table of learned positions"
+            )
         check_indices("position_ids", position_ids, "max_position_embeddings", self.limit)
         return hidden_states + super().forward(position_ids + self.offset if self.offset else position_ids)
 
@@ -65,7 +71,8 @@ class NoRotary(nn.Module):
 class GPTRotaryEmbedding(nn.Module):
     """Cosines and sines of the rotary angles, (B, T, rotary_dim) each (Su et al. 2021; scaling as in transformers).
 
-    transformers restores the buffers after loading by the names of this class and of its attributes.
+    A forward pass writes nothing to the module, so that threads can share it. transformers restores the buffers after
+    loading by the names of this class and of its attributes.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -85,12 +92,16 @@ class GPTRotaryEmbedding(nn.Module):
         return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
 
     @torch.no_grad()
-    @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device).float()
+        frequencies = self.inverse_frequencies(position_ids).to(hidden_states.device).float()
+        angles = position_ids[..., None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)  # (B, T, rotary_dim)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+    def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Returns the inverse frequencies for one forward pass, (rotary_dim / 2)."""
+        return self.inv_freq
 
 
 class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
@@ -106,13 +117,32 @@ class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
         config.max_position_embeddings = min(original, config.max_position_embeddings)
         super().__init__(config)
 
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.inv_freq, self.max_seq_len_cached = self.original_inv_freq, self.original_max_seq_len
-        return super().forward(hidden_states, position_ids)
+    def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
+        # transformers' function for the same reads the configuration anew, which torch.compile cannot trace.
+        rope, dim, original = self.config.rope_parameters, self.config.rotary_dim, self.original_max_seq_len
+        length = position_ids.max() + 1
+        growth = rope["factor"] * length / original - (rope["factor"] - 1)
+        theta = rope["rope_theta"] * growth ** (dim / (dim - 2))
+        grown = 1.0 / theta ** (torch.arange(0, dim, 2, device=theta.device).float() / dim)
+        return torch.where(length > original, grown, self.inv_freq.to(theta.device))
 
 
-# The classes of `rope_type`s that differ in more than their frequencies.
-ROTARY_CLASSES = {"dynamic": GPTDynamicRotaryEmbedding}
+class GPTLongRotaryEmbedding(GPTRotaryEmbedding):
+    """LongRoPE: short factors up to the original length of the sequence, long ones beyond (Ding et al. 2024)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        beyond = copy(config)
+        beyond.rope_parameters = config.rope_parameters | {"short_factor": config.rope_parameters["long_factor"]}
+        self.beyond = GPTRotaryEmbedding(beyond)  # a module of its own, so that its frequencies are restored too
+
+    def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
+        is_beyond = position_ids.max() + 1 > longrope_threshold(self.config)
+        return torch.where(is_beyond.to(self.inv_freq.device), self.beyond.inv_freq, self.inv_freq)
+
+
+# The classes of `rope_type`s whose frequencies depend on the positions.
+ROTARY_CLASSES = {"dynamic": GPTDynamicRotaryEmbedding, "longrope": GPTLongRotaryEmbedding}
 
 
 def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:

@@ -12,6 +12,7 @@ from tiny import (
     logits,
     make_config,
     make_model,
+    masks_by_pattern,
     padding,
     random_ids,
 )
@@ -21,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_gpt.model import attention_masks
 from hf_gpt.model.attention import OURS, GPTAttention
-from hf_gpt.model.attention_masks import create_masks_for_generate
 from hf_gpt.model.implementations import SUPPORT, Support
 
 PATTERNS = {
@@ -56,7 +56,7 @@ def test_implementations_equal_the_definition(implementation, heads, sinks, side
     if side == "packed":
         sequences, positions = PACKED_SEQUENCES, PACKED_POSITIONS
     attention_mask = None if side in ("none", "packed") else mask
-    masks = create_masks_for_generate(config, torch.empty(3, LENGTH, 32), attention_mask, None, positions)
+    masks = masks_by_pattern(config, attention_mask, positions)
     attend = OURS.get(config._attn_implementation) or ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
     arguments = {"scaling": module.scaling, "s_aux": scores.float() if sinks else None}
     if sinks and implementation == "flex_attention":

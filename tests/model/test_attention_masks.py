@@ -11,11 +11,15 @@ from tiny import (
     PACKED_SEQUENCES,
     PATTERN_SIZES,
     logits,
+    make_config,
     make_model,
+    masks_by_pattern,
     padding,
     random_ids,
     sparse_config,
 )
+from transformers import LlamaConfig, StaticCache
+from transformers.masking_utils import create_masks_for_generate as native_masks_for_generate
 
 from hf_gpt.model import attention_masks
 from hf_gpt.model.attention_masks import create_masks_for_generate
@@ -103,7 +107,7 @@ def test_banded_layers_see_only_their_window():
 
 def test_a_prepared_mask_is_used_as_it_is(variant):
     model, ids = make_model(variant, attention="eager"), random_ids(3, LENGTH)
-    masks = create_masks_for_generate(model.config, torch.empty(3, LENGTH, 32), None, None)
+    masks = masks_by_pattern(model.config)
     assert torch.equal(logits(model, ids, masks), logits(model, ids))
     by_layer_type = {"full_attention": masks.get("dense"), "sliding_attention": masks.get("banded")}
     if variant in FLASH:
@@ -126,5 +130,98 @@ def test_short_sequences_take_a_mask_instead_of_pieces(monkeypatch):
     config = sparse_config("strided")
     for length in (attention_masks.MIN_KEYS_FOR_PIECES - 1, attention_masks.MIN_KEYS_FOR_PIECES):
         config._attn_implementation = "sdpa"
-        mask = attention_masks.create_masks_for_generate(config, torch.empty(1, length, 32), None, None)["strided"]
+        mask = masks_by_pattern(config, rows=1, length=length)["strided"]
         assert isinstance(mask, attention_masks.Pieces) == (length == attention_masks.MIN_KEYS_FOR_PIECES)
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("length", [1, LENGTH])
+@pytest.mark.parametrize("patterns", [["dense"] * 2, ["banded"] * 2, ["dense", "banded"]], ids="-".join)
+def test_masks_for_generate_are_those_of_transformers(patterns, length, side):
+    """One mask for all layers or one for each layer type, of the same values."""
+    config = make_config(attention_patterns=patterns, sliding_window=5 if "banded" in patterns else None)
+    config._attn_implementation = "eager"
+    native = LlamaConfig(num_hidden_layers=2, sliding_window=5 if "banded" in patterns else None)
+    if len(set(patterns)) > 1:
+        native.layer_types = config.layer_types
+    native._attn_implementation = "eager"
+    embeddings, mask = torch.empty(3, length, 0), padding(side)
+    cache = StaticCache(config=config, max_cache_len=LENGTH + 3)
+    if length == 1:
+        for layer_idx in range(2):
+            cache.update(torch.zeros(3, 4, LENGTH - 1, 8), torch.zeros(3, 4, LENGTH - 1, 8), layer_idx)
+    found = create_masks_for_generate(config, embeddings, mask, cache)
+    expected = native_masks_for_generate(native, embeddings, mask, cache)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["strided", "fixed", "sparse_transformer"])
+def test_masks_for_generate_are_tensors(variant):
+    """Exporters and torch.compile do not accept others as inputs."""
+    config = make_config(variant)
+    config._attn_implementation = "sdpa"
+    cache = StaticCache(config=config, max_cache_len=LENGTH + 3)
+    for layer_idx in range(2):
+        cache.update(torch.zeros(3, 4, LENGTH - 1, 8), torch.zeros(3, 4, LENGTH - 1, 8), layer_idx)
+    masks = create_masks_for_generate(config, torch.empty(3, 1, 0), padding("left"), cache)
+    assert set(masks) == set(config.attention_patterns)
+    assert all(isinstance(mask, torch.Tensor) and mask.ndim == 4 for mask in masks.values())
+
+
+WRONG_MASKS = {
+    "other rows": torch.zeros(2, 1, LENGTH, LENGTH),
+    "other heads": torch.zeros(3, 3, LENGTH, LENGTH),
+    "other queries": torch.zeros(3, 1, 2, LENGTH),
+    "too few keys": torch.zeros(3, 1, LENGTH, LENGTH - 1),
+    "integers": torch.ones(3, 1, LENGTH, LENGTH).long(),
+}
+
+
+@pytest.mark.parametrize("mask", WRONG_MASKS.values(), ids=WRONG_MASKS)
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed", "gpt_oss"])
+def test_a_prepared_mask_of_another_shape_or_type_raises(variant, mask):
+    model, ids = make_model(variant), random_ids(3, LENGTH)
+    kind = str(mask.dtype).removeprefix("torch.")
+    message = rf"attention_mask of shape \({', '.join(map(str, mask.shape))}\) and type {kind}: expected \(3, 1, 9, 9\)"
+    with pytest.raises(ValueError, match=message):
+        model(ids, attention_mask=mask)
+    with pytest.raises(ValueError, match=message):
+        model(ids, attention_mask=dict.fromkeys(("full_attention", *model.config.attention_patterns), mask))
+
+
+def test_a_prepared_mask_must_cover_a_cache():
+    model, ids = make_model(), random_ids(3, LENGTH)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(3, 1, 2, 2\).*expected \(3, 1, 2, 11\)"):
+        model(ids[:, :2], attention_mask=torch.zeros(3, 1, 2, 2), past_key_values=cache)
+
+
+def test_masks_of_other_layer_types_raise():
+    with pytest.raises(ValueError, match="masks by full_attention: expected sliding_attention too"):
+        make_model("banded")(random_ids(3, LENGTH), attention_mask={"full_attention": None})
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("variant", ["default", "banded", "strided", "fixed", "gpt_oss", "sparse_transformer"])
+def test_export_with_dynamic_length(variant, side):
+    """One program for all lengths, also those at which eager mode would take pieces."""
+    model = make_model(variant).double()
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids, mask):
+            return self.model(ids, attention_mask=mask, use_cache=False).logits
+
+    def inputs(length):
+        return random_ids(3, length), padding(side, length=length) if side == "left" else None
+
+    length = {1: torch.export.Dim("length", min=2, max=60)}
+    shapes = (length, length if side == "left" else None)
+    program = torch.export.export(Logits(), inputs(11), dynamic_shapes=shapes).module()
+    for length in (5, 11, 23):
+        ids, mask = inputs(length)
+        seen = padding(side, length=length).bool()
+        assert torch.allclose(program(ids, mask)[seen], logits(model, ids, mask)[seen], atol=1e-9)

@@ -1,9 +1,11 @@
 """Where the tokens are, against loops over slots: padded, packed and cached rows, and prepared masks."""
 
+import numpy as np
 import pytest
 import torch
 from greedy import GREEDY
 from tiny import LENGTH, PACKED_POSITIONS, PACKED_SEQUENCES, make_config, make_model, padding, random_ids
+from torch._subclasses import FakeTensorMode
 from transformers import DynamicCache, StaticCache
 
 from hf_gpt.model.batch_layout import BatchLayout
@@ -195,3 +197,101 @@ def test_the_past_of_a_static_cache_on_an_accelerator_is_not_read():
     layout = BatchLayout(2, 1, CPU, torch.ones(2, 5), torch.full((2, 1), 4), Elsewhere())
     assert torch.equal(layout.mask, torch.ones(2, 5, dtype=torch.bool))
     assert torch.equal(layout.position_ids, torch.full((2, 1), 4))
+
+
+WRONG = {
+    "tuples of keys and values": (
+        {"past_key_values": ((torch.zeros(3, 4, 2, 8),) * 2,) * 2},
+        r"past_key_values is a tuple: expected a Cache. DynamicCache\(past_key_values\) makes one",
+    ),
+    "positions of too few tokens": ({"position_ids": torch.arange(8)[None]}, r"position_ids of shape \(1, 8\)"),
+    "positions of one token": ({"position_ids": torch.zeros(3, 1).long()}, r"expected numbers of shape \(3 or 1, 9\)"),
+    "positions of other rows": ({"position_ids": torch.zeros(2, 9).long()}, r"position_ids of shape \(2, 9\)"),
+    "positions without rows": ({"position_ids": torch.arange(9)}, r"position_ids of shape \(9,\) and type int64"),
+    "positions of three axes": ({"position_ids": torch.zeros(3, 3, 9).long()}, r"position_ids of shape \(3, 3, 9\)"),
+    "positions that are booleans": ({"position_ids": torch.ones(3, 9).bool()}, "type bool: expected numbers"),
+    "mask of one row": ({"attention_mask": torch.ones(1, 9)}, r"attention_mask of shape \(1, 9\): expected \(3, past"),
+    "mask of more rows": ({"attention_mask": torch.ones(4, 9)}, r"attention_mask of shape \(4, 9\)"),
+    "mask without rows": ({"attention_mask": torch.ones(9)}, r"attention_mask of shape \(9,\)"),
+    "mask of three dimensions": ({"attention_mask": torch.ones(3, 9, 9)}, r"a prepared mask, \(3, 1, T, keys\)"),
+    "mask that is a list": ({"attention_mask": [[1] * 9] * 3}, "attention_mask is a list: expected a tensor"),
+    "mask of numpy": ({"attention_mask": np.ones((3, 9))}, "attention_mask is a ndarray: expected a tensor"),
+    "embeddings without rows": (
+        {"inputs_embeds": torch.zeros(9, 32)},
+        r"inputs_embeds of shape \(9, 32\): .*\(B, T, D\)",
+    ),
+    "ids without rows": ({"input_ids": torch.arange(9)}, r"input_ids of shape \(9,\): expected \(B, T\)"),
+}
+
+
+@pytest.mark.parametrize("variant", ["default", "learned", "fixed", "gpt_oss"])
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_arguments_of_a_wrong_shape_or_type_raise(variant, arguments, message):
+    ids = {} if {"input_ids", "inputs_embeds"} & arguments.keys() else {"input_ids": random_ids(3, 9)}
+    with pytest.raises(ValueError, match=message):
+        make_model(variant)(**ids, **arguments)
+
+
+@torch.no_grad()
+def test_tuples_of_keys_and_values_become_a_cache():
+    """As the message says."""
+    model, ids = make_model(), random_ids(3, 9)
+    cache = model(ids[:, :6]).past_key_values
+    pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
+    found = model(ids[:, 6:], past_key_values=DynamicCache(pairs)).logits
+    assert torch.allclose(found, model(ids).logits[:, 6:], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["default", "banded", "gpt_oss"])
+def test_positions_between_integers(variant):
+    """Rotary and sinusoidal positions may be any numbers; a shift of all does not change the scores."""
+    model, positions = make_model(variant), torch.arange(9)[None]
+    expected = model(random_ids(3, 9), position_ids=positions, use_cache=False).logits
+    found = model(random_ids(3, 9), position_ids=positions + 0.5, use_cache=False).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_learned_positions_between_integers_raise():
+    with pytest.raises(ValueError, match="position_ids of type float32: expected integers, the rows of a table"):
+        make_model("learned")(random_ids(3, 9), position_ids=torch.arange(9.0)[None])
+
+
+def make_traces():
+    """Returns what evaluates a function of tensors without reading their values, by name."""
+
+    def of_fake_tensors(function, *inputs):
+        with FakeTensorMode() as mode:
+            function(*(mode.from_tensor(each) for each in inputs))
+
+    return {
+        "FakeTensorMode": of_fake_tensors,
+        "torch.jit.trace": lambda function, *inputs: torch.jit.trace(function, inputs, check_trace=False)(*inputs),
+        "torch.func.vmap": lambda function, *inputs: torch.func.vmap(function)(*(each[None] for each in inputs)),
+    }
+
+
+@pytest.mark.parametrize("trace", make_traces().values(), ids=make_traces())
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_a_trace_does_not_read_values(trace, kind):
+    seen = []
+
+    def layout(states):
+        mask, positions = (states, None) if kind == "padded" else (None, states)
+        tokens = BatchLayout(3, LENGTH, CPU, mask, positions)
+        seen.append((tokens.may_read_values, tokens.spans, tokens.is_plain_causal))
+        return tokens.position_ids + tokens.logical_positions
+
+    trace(layout, padding("scattered") if kind == "padded" else PACKED_POSITIONS)
+    assert seen[0] == (False, None, True)
+
+
+def test_a_trace_takes_a_mask_of_all_slots_of_a_static_cache():
+    """The new tokens are behind the past, not at the end of the mask."""
+    mask, cache = torch.nn.functional.pad(padding("left"), (0, LENGTH), value=1), cache_of(6, "static")
+
+    def positions(mask):
+        return BatchLayout(3, 3, CPU, mask, None, cache).position_ids
+
+    expected = layout_of(padding("left"), 6).position_ids
+    assert torch.equal(torch.compile(positions, backend="eager", fullgraph=True)(mask), expected)
+    assert torch.equal(positions(mask), expected)

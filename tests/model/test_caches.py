@@ -1,14 +1,15 @@
 """The cache layers of the attention patterns: which keys they hold, and each operation of generate() on a cache."""
 
 import importlib.util
-from copy import copy
+import pickle
+from copy import copy, deepcopy
 
 import pytest
 import torch
 from greedy import GREEDY
 from naive import visible
-from tiny import VARIANTS, make_model, random_ids
-from transformers import DynamicCache
+from tiny import VARIANTS, make_model, padding, random_ids
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, Fp8QuantizedLayer
 
 from hf_gpt.model.attention_patterns import Fixed
@@ -57,16 +58,16 @@ def test_fixed_layer_holds_its_own_block_and_the_summaries(chunk):
 
 def test_padded_rows_have_their_own_blocks():
     layer, paddings = FixedLayer(Fixed(STRIDE, SUMMARY)), [0, 1, 6]
-    mask = torch.stack([torch.arange(30) >= padding for padding in paddings])
+    mask = torch.stack([torch.arange(30) >= cut for cut in paddings])
     positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)
     layer.expect(positions[:, :7])
     layer.update(*states(7, batch=3))
     for slot in range(7, 30):
         layer.expect(positions[:, slot : slot + 1])
         layer.update(*states(1, batch=3, start=slot))
-        for row, padding in enumerate(paddings):
-            assert set(needed(slot + 1, padding)) <= set(cached_slots(layer, row))
-        assert layer.keys.shape[2] == max(len(needed(slot + 1, padding)) for padding in paddings)
+        for row, cut in enumerate(paddings):
+            assert set(needed(slot + 1, cut)) <= set(cached_slots(layer, row))
+        assert layer.keys.shape[2] == max(len(needed(slot + 1, cut)) for cut in paddings)
 
 
 def test_crop():
@@ -217,6 +218,34 @@ def test_growing_layer_equals_dynamic_layer(growing_class):
         assert growing.get_mask_sizes(3) == dynamic.get_mask_sizes(3)
 
 
+COPIES = {"copy": copy, "deepcopy": deepcopy, "pickle": lambda layer: pickle.loads(pickle.dumps(layer))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("layer_class", [PreallocatedLayer, DenseLayer])
+@torch.no_grad()
+def test_a_copy_holds_what_is_written_alone(layer_class, copied):
+    """Not the other slots of the buffers, which are uninitialized."""
+    layer = layer_class()
+    layer.update(*states(5))
+    other = copied(layer)
+    assert type(other) is layer_class
+    for held in (other.keys, other.values):
+        assert held.untyped_storage().nbytes() == 5 * held.element_size()
+    assert layer.update(*states(1, start=5))[0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert other.update(*states(2, start=70))[0].flatten().tolist() == [0, 1, 2, 3, 4, 70, 71]
+    assert copied(layer_class()).update(*states(1))[0].flatten().tolist() == [0]
+
+
+@pytest.mark.parametrize("release", ["offload", "reset"])
+@torch.no_grad()
+def test_buffers_are_released(release):
+    layer = PreallocatedLayer()
+    layer.update(*states(5))
+    getattr(layer, release)()
+    assert layer.buffers == ()
+
+
 @pytest.mark.parametrize("share", [copy, lambda layer: layer], ids=["copied", "cropped"])
 @torch.no_grad()
 def test_growing_layer_does_not_overwrite_returned_keys(share):
@@ -321,3 +350,112 @@ def test_hqq_cache_is_close(variant):
 def test_quantized_cache_with_banded_layers_raises():
     with pytest.raises(ValueError, match="only full attention layers"):
         decode(make_model("banded"), cache_implementation="quantized", cache_config={"backend": "fp8"})
+
+
+EXPORTED = ["default", "banded", "strided", "fixed", "gpt_oss"]
+"""Each pattern, and sinks with experts."""
+
+
+def generation_parts(model, mask, cache=None, **options):
+    """Returns the first two forward passes of generate(), as transformers' exporters record them: the model and its
+    arguments."""
+    exporters = pytest.importorskip("transformers.exporters.utils", reason="exporters came with transformers 5.20")
+    settings = GenerationConfig(pad_token_id=0, eos_token_id=-1, do_sample=False, disable_compile=True)
+    if cache is not None:
+        settings.cache_implementation, settings.max_cache_len = cache, 24
+    inputs = {"input_ids": random_ids(*mask.shape), "attention_mask": mask}
+    return exporters.decompose_for_generation(model, inputs, generation_config=settings, **options)
+
+
+def leaf_tensors(outputs):
+    """Returns the tensors that transformers' exporters find, by name."""
+    from transformers.exporters.utils import get_leaf_tensors
+
+    return get_leaf_tensors(outputs)
+
+
+def export(model, inputs, dynamic):
+    from transformers.exporters import DynamoConfig, DynamoExporter
+
+    return DynamoExporter().export(model, deepcopy(inputs), config=DynamoConfig(dynamic=dynamic)).program.module()
+
+
+def compare_exported(model, inputs, dynamic, has_all_keys):
+    """The exported forward pass returns the logits of the model, and the same cache where it keeps all keys."""
+    with torch.no_grad():
+        expected = leaf_tensors(model(**deepcopy(inputs)))
+        exported = export(model, inputs, dynamic)
+        given = {name: value for name, value in deepcopy(inputs).items() if name not in ("use_cache", "return_dict")}
+        found = leaf_tensors(exported(**given))
+    assert found.keys() == expected.keys()
+    assert torch.allclose(found["logits"], expected["logits"], atol=1e-9)
+    if has_all_keys:
+        for name, held in expected.items():
+            assert torch.allclose(found[name], held, atol=1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "dynamic"),
+    [*((variant, False) for variant in EXPORTED), ("default", True), ("fixed", True), ("gpt_oss", True)],
+)
+def test_exported_generation_equals_eager(variant, dynamic):
+    """Prefill and decoding with a dynamic cache, by transformers' own exporter; with dynamic shapes, decoding of any
+    number of tokens. Banded and fixed layers keep all keys in an exported graph, so their caches differ."""
+    model = make_model(variant, initializer_range=0.5).double()
+    for part, inputs in generation_parts(model, padding("none"), multi_token_decode=dynamic).values():
+        compare_exported(part, inputs, dynamic, has_all_keys=variant in ("default", "strided"))
+
+
+@pytest.mark.parametrize("cache", [None, "static"], ids=["dynamic", "static"])
+@pytest.mark.parametrize("variant", EXPORTED)
+def test_exported_generation_with_padding(variant, cache):
+    model = make_model(variant, initializer_range=0.5).double()
+    for part, inputs in generation_parts(model, padding("left"), cache).values():
+        compare_exported(part, inputs, dynamic=False, has_all_keys=cache == "static")
+
+
+@pytest.mark.parametrize("variant", ["strided", "fixed", "sparse_transformer"])
+def test_exported_decoding_of_two_tokens_with_a_static_cache(variant):
+    """transformers joins the masks of two steps: the keys of both are found in the joined one."""
+    model = make_model(variant).double()
+    model_part, inputs = generation_parts(model, padding("left"), "static", multi_token_decode=True)["decode"]
+    assert inputs["input_ids"].shape[1] == 2
+    compare_exported(model_part, inputs, dynamic=True, has_all_keys=True)
+
+
+@pytest.mark.parametrize("variant", EXPORTED)
+@torch.no_grad()
+def test_a_cache_shows_what_is_cached_alone(variant):
+    """Its attributes have no uninitialized tensor, and none that a copy would have to share."""
+    pytest.importorskip("transformers.exporters.utils", reason="exporters came with transformers 5.20")
+    cache = make_model(variant)(random_ids(2, 9)).past_key_values
+    names = {name.rsplit(".", 1)[1] for name in leaf_tensors(cache)}
+    assert names <= {"keys", "values", "positions", "_sliding_window_tensor"}
+    for held in leaf_tensors(cache).values():
+        assert held.isfinite().all()
+
+
+def test_a_fixed_layer_drops_no_key_in_a_trace():
+    """The number of needed keys depends on values. The next update outside drops the others."""
+    layer = FixedLayer(Fixed(STRIDE, SUMMARY))
+
+    def append(keys, values):
+        return layer.update(keys, values)[0].clone()
+
+    torch.compile(append, backend="eager", fullgraph=True)(*states(9))
+    assert layer.keys.shape[2] == layer.get_seq_length() == 9
+    layer.update(*states(1, start=9))
+    assert cached_slots(layer) == needed(10)
+
+
+def test_positions_of_a_failed_forward_pass_are_forgotten(monkeypatch):
+    model, ids = make_model("fixed", attention_patterns=["fixed"] * 2), random_ids(2, 9)
+    cache, mask = DynamicCache(config=model.config), padding("left", rows=2)
+    with monkeypatch.context() as context, pytest.raises(ZeroDivisionError):
+        context.setattr(model.model.layers[0], "forward", lambda *args, **kwargs: 1 / 0)
+        model(ids, attention_mask=mask, past_key_values=cache)
+    expected = model(ids, use_cache=False).logits
+    assert torch.allclose(model(ids, past_key_values=cache).logits, expected, atol=1e-5)
+    following = random_ids(2, 1, seed=3)
+    expected = model(torch.cat((ids, following), dim=1), use_cache=False).logits[:, -1:]
+    assert torch.allclose(model(following, past_key_values=cache).logits, expected, atol=1e-5)

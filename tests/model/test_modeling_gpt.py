@@ -244,7 +244,7 @@ def test_problem_types(problem, labels):
 
 
 def test_empty_input_raises():
-    with pytest.raises(ValueError, match=r"inputs of shape \(2, 0\): expected at least one token"):
+    with pytest.raises(ValueError, match=r"input_ids of shape \(2, 0\): expected \(B, T\), and at least one token"):
         make_model("mixtral")(torch.zeros(2, 0, dtype=torch.long))
 
 

@@ -82,6 +82,7 @@ OVERRIDES = {
     PreallocatedLayer: {
         "update": (DynamicLayer, cached(update)),
         "offload": (DynamicLayer, cached(lambda cache: cache.offload(1, only_non_sliding=False))),
+        "reset": (DynamicLayer, cached(lambda cache: cache.reset())),
     },
     DenseLayer: {"update": (DynamicLayer, generate())},
     FixedLayer: {

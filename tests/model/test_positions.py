@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from tiny import TINY, make_config, make_model, random_ids
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from hf_gpt import GPTModel
+from hf_gpt import GPTForCausalLM, GPTModel
 from hf_gpt.model.positions import build_rotation
 
 
@@ -111,3 +113,90 @@ def test_llama3_scales_low_frequencies_alone():
     assert {frequency * THETA ** (2 * i / 16) for i, frequency in enumerate(inverse)} >= {1.0, 1 / factor}
     rotary = GPTModel(make_config(rope_parameters=rope, head_dim=16)).rotary_emb
     assert torch.allclose(rotary.inv_freq.double(), torch.tensor(inverse, dtype=torch.float64), rtol=1e-6)
+
+
+LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+ROPES = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "longrope": {"factor": 4.0, "original_max_position_embeddings": 16, **LONGROPE},
+    "llama3": {
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+}
+POSITIONS = {"short": torch.arange(9)[None], "long": torch.arange(50)[None], "late": torch.tensor([[3, 40], [0, 16]])}
+
+
+def rope_config(rope_type, length=16):
+    rope = {"rope_type": rope_type, "rope_theta": THETA, **ROPES[rope_type]}
+    return make_config(rope_parameters=rope, max_position_embeddings=length)
+
+
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("rope_type", ROPES)
+def test_rotary_embeddings_are_those_of_transformers(rope_type, positions):
+    config = rope_config(rope_type)
+    fields = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_parameters")
+    native = LlamaRotaryEmbedding(LlamaConfig(**{name: getattr(config, name) for name in fields}))
+    states = torch.zeros(1)
+    for found, expected in zip(GPTModel(config).rotary_emb(states, positions), native(states, positions), strict=True):
+        assert torch.equal(found, expected)
+
+
+def state_of(module):
+    """Returns the attributes, buffers and parameters of a module and its parts."""
+    plain = (bool, int, float, str, type(None))
+    return [
+        {name: value for name, value in vars(part).items() if isinstance(value, plain)}
+        | {name: (buffer.data_ptr(), buffer._version, buffer.tolist()) for name, buffer in part._buffers.items()}
+        for part in module.modules()
+    ]
+
+
+@pytest.mark.parametrize("rope_type", ROPES)
+def test_a_forward_pass_writes_nothing_to_the_rotary_module(rope_type):
+    """Threads share the module: a longer sequence in one of them must not change the frequencies of the others."""
+    rotary, states = GPTModel(rope_config(rope_type)).rotary_emb, torch.zeros(1)
+    before, names = state_of(rotary), set(vars(rotary))
+    first = rotary(states, POSITIONS["short"])
+    for positions in (POSITIONS["long"], POSITIONS["late"]):
+        rotary(states, positions)
+        assert state_of(rotary) == before
+        assert set(vars(rotary)) == names
+    assert all(torch.equal(*pair) for pair in zip(rotary(states, POSITIONS["short"]), first, strict=True))
+
+
+@pytest.mark.parametrize("rope_type", ROPES)
+def test_frequencies_after_loading(rope_type, tmp_path):
+    """They are not in the checkpoint."""
+    model = GPTForCausalLM(rope_config(rope_type))
+    model.save_pretrained(tmp_path)
+    loaded = GPTForCausalLM.from_pretrained(tmp_path)
+    for positions in POSITIONS.values():
+        pairs = (each.model.rotary_emb(torch.zeros(1), positions) for each in (model, loaded))
+        assert all(torch.equal(*pair) for pair in zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_frequencies_of_a_trace_depend_on_the_positions(rope_type):
+    rotary = GPTModel(rope_config(rope_type)).rotary_emb
+    compiled = torch.compile(rotary, backend="eager", fullgraph=True, dynamic=True)
+    for positions in POSITIONS.values():
+        for found, expected in zip(compiled(torch.zeros(1), positions), rotary(torch.zeros(1), positions), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_an_index_of_a_replaced_embedding():
+    """The table that is looked up decides, not the configuration's vocab_size."""
+    model, ids = make_model("default", model_class=GPTModel), torch.tensor([[3, 105]])
+    with pytest.raises(ValueError, match="input_ids from 3 to 105: expected 0 to 98, by vocab_size=99"):
+        model(ids)
+    model.set_input_embeddings(torch.nn.Embedding(110, 32))
+    model(ids)
+    with pytest.raises(ValueError, match="input_ids from 3 to 110: expected 0 to 109"):
+        model(torch.tensor([[3, 110]]))
