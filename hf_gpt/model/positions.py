@@ -68,11 +68,10 @@ class NoRotary(nn.Module):
         return None
 
 
-class GPTRotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotary angles, (B, T, rotary_dim) each (Su et al. 2021; scaling as in transformers).
+class RotaryEmbeddingFrequencies(nn.Module):
+    """The inverse frequencies of the rotary angles, theta^(-2i / rotary_dim), with their scaling.
 
-    A forward pass writes nothing to the module, so that threads can share it. transformers restores the buffers after
-    loading by the names of this class and of its attributes.
+    transformers restores the buffers after loading by the names of this class and of its attributes.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -87,9 +86,22 @@ class GPTRotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(config: GPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
-        """Returns the inverse frequencies, theta^(-2i / rotary_dim), and the attention factor, 1."""
+        """Returns the inverse frequencies without scaling, and the attention factor, 1."""
         dim = config.rotary_dim
         return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim), 1.0
+
+
+class GPTRotaryEmbedding(RotaryEmbeddingFrequencies):
+    """Cosines and sines of the rotary angles, (B, T, rotary_dim) each (Su et al. 2021; scaling as in transformers).
+
+    A forward pass writes nothing to the module, so that threads can share it.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        rope_type = config.rope_parameters["rope_type"]
+        super().__init__(with_original_length(config) if rope_type == "dynamic" else config)
+        if rope_type == "longrope":  # a module of its own, so that its frequencies are restored too
+            self.beyond = RotaryEmbeddingFrequencies(with_long_factors(config))
 
     @torch.no_grad()
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,48 +113,42 @@ class GPTRotaryEmbedding(nn.Module):
 
     def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Returns the inverse frequencies for one forward pass, (rotary_dim / 2)."""
-        return self.inv_freq
+        match self.rope_type:
+            case "dynamic":
+                return self.grown_frequencies(position_ids.max() + 1)
+            case "longrope":
+                is_beyond = position_ids.max() + 1 > longrope_threshold(self.config)
+                return torch.where(is_beyond.to(self.inv_freq.device), self.beyond.inv_freq, self.inv_freq)
+            case _:
+                return self.inv_freq
 
+    def grown_frequencies(self, length: torch.Tensor) -> torch.Tensor:
+        """Dynamic NTK: returns the frequencies for a sequence of some length (Peng et al. 2023, section 3.3).
 
-class GPTDynamicRotaryEmbedding(GPTRotaryEmbedding):
-    """Dynamic NTK: the frequencies depend on the length of the sequence (Peng et al. 2023, section 3.3).
-
-    They do not depend on earlier calls; transformers' models use those of the longest sequence so far. Cached keys are
-    not rotated again, here or there: beyond the original length, decoding with a cache differs from decoding without.
-    """
-
-    def __init__(self, config: GPTConfig) -> None:
-        config = copy(config)  # transformers counts growth from `max_position_embeddings`: there the original length
-        original = config.rope_parameters.get("original_max_position_embeddings", config.max_position_embeddings)
-        config.max_position_embeddings = min(original, config.max_position_embeddings)
-        super().__init__(config)
-
-    def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
-        # transformers' function for the same reads the configuration anew, which torch.compile cannot trace.
+        They do not depend on earlier calls; transformers' models use those of the longest sequence so far. Cached keys
+        are not rotated again, here or there: beyond the original length, decoding with a cache differs from decoding
+        without. transformers' own function reads the configuration anew, which torch.compile cannot trace.
+        """
         rope, dim, original = self.config.rope_parameters, self.config.rotary_dim, self.original_max_seq_len
-        length = position_ids.max() + 1
         growth = rope["factor"] * length / original - (rope["factor"] - 1)
         theta = rope["rope_theta"] * growth ** (dim / (dim - 2))
         grown = 1.0 / theta ** (torch.arange(0, dim, 2, device=theta.device).float() / dim)
         return torch.where(length > original, grown, self.inv_freq.to(theta.device))
 
 
-class GPTLongRotaryEmbedding(GPTRotaryEmbedding):
-    """LongRoPE: short factors up to the original length of the sequence, long ones beyond (Ding et al. 2024)."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__(config)
-        beyond = copy(config)
-        beyond.rope_parameters = config.rope_parameters | {"short_factor": config.rope_parameters["long_factor"]}
-        self.beyond = GPTRotaryEmbedding(beyond)  # a module of its own, so that its frequencies are restored too
-
-    def inverse_frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
-        is_beyond = position_ids.max() + 1 > longrope_threshold(self.config)
-        return torch.where(is_beyond.to(self.inv_freq.device), self.beyond.inv_freq, self.inv_freq)
+def with_original_length(config: GPTConfig) -> GPTConfig:
+    """Returns a copy whose `max_position_embeddings` is the original length, from which transformers counts growth."""
+    config = copy(config)
+    original = config.rope_parameters.get("original_max_position_embeddings", config.max_position_embeddings)
+    config.max_position_embeddings = min(original, config.max_position_embeddings)
+    return config
 
 
-# The classes of `rope_type`s whose frequencies depend on the positions.
-ROTARY_CLASSES = {"dynamic": GPTDynamicRotaryEmbedding, "longrope": GPTLongRotaryEmbedding}
+def with_long_factors(config: GPTConfig) -> GPTConfig:
+    """Returns a copy with the long factors of longrope for sequences of all lengths (Ding et al. 2024)."""
+    config = copy(config)
+    config.rope_parameters = config.rope_parameters | {"short_factor": config.rope_parameters["long_factor"]}
+    return config
 
 
 def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
@@ -154,8 +160,7 @@ def build_positions(config: GPTConfig) -> tuple[nn.Module, nn.Module]:
         case "sinusoidal":
             return SinusoidalPositions(), NoRotary()
         case "rope":
-            rotary = ROTARY_CLASSES.get(config.rope_parameters["rope_type"], GPTRotaryEmbedding)
-            return NoPositions(), rotary(config)
+            return NoPositions(), GPTRotaryEmbedding(config)
         case _:
             return NoPositions(), NoRotary()
 

@@ -148,6 +148,16 @@ def test_rotary_embeddings_are_those_of_transformers(rope_type, positions):
         assert torch.equal(found, expected)
 
 
+def test_one_class_has_every_rope_type():
+    """Tools build the class of a model's module from another configuration."""
+    rotary_class = type(GPTModel(rope_config("default")).rotary_emb)
+    for rope_type in ROPES:
+        config = rope_config(rope_type)
+        for positions in POSITIONS.values():
+            pairs = (each(torch.zeros(1), positions) for each in (rotary_class(config), GPTModel(config).rotary_emb))
+            assert all(torch.equal(*pair) for pair in zip(*pairs, strict=True))
+
+
 def state_of(module):
     """Returns the attributes, buffers and parameters of a module and its parts."""
     plain = (bool, int, float, str, type(None))
