@@ -318,8 +318,9 @@ class GPTConfig(PreTrainedConfig):
     layerdrop: float = probability()
     """Probability that a whole block is skipped in training (Fan et al. 2020; OPT)."""
     initializer_range: float = positive(0.02)
-    """Standard deviation of initial weights, divided by sqrt(2 x layers) for projections into the residual stream
-    (GPT-2, section 2.3). Token embeddings beside sinusoids, and the projections of narrow ones, have their own."""
+    """Standard deviation of initial weights; in pre-norm blocks divided by sqrt(2 x layers) for projections into the
+    residual stream (GPT-2, section 2.3). Token embeddings beside sinusoids, and the projections of narrow ones, have
+    their own."""
 
     # --- other ---------------------------------------------------------------------------------------------------
     tie_word_embeddings: bool = flag(True)

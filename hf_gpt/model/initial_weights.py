@@ -19,17 +19,19 @@ class InitialWeights:
         """Initializes the parameters of one module.
 
             linear layers, embeddings, routers, sinks      normal, std = initializer_range
-            o_proj, down_proj (into the residual stream)   normal, std / sqrt(2 x layers) (GPT-2, section 2.3)
+            o_proj, down_proj of a pre-norm block          normal, std / sqrt(2 x layers) (GPT-2, section 2.3)
             embed_tokens with sinusoidal positions         normal, 1/2 / embedding_scale (`build_embedding`)
             project_in, project_out                        normal, embedding_size^-1/2 (`build_projection`)
             norms                                          1
             all biases                                     0
 
-        The second line keeps the variance of the residual stream, a sum of 2 x layers outputs, independent of depth.
+        The second line keeps the variance of the residual stream, a sum of 2 x layers outputs, independent of depth. A
+        post-norm block normalizes each sum, and draws them as all others (GPT-1, section 4.1).
         """
         super()._init_weights(module)
         std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
+        residual_layers = 2 * self.config.num_hidden_layers if self.config.norm_position == "pre" else 1
+        residual_std = std / math.sqrt(residual_layers)
         if getattr(module, "writes_to_residual", False):
             init.normal_(module.weight, mean=0.0, std=residual_std)
         if hasattr(module, "initial_std"):

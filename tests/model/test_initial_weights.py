@@ -8,10 +8,12 @@ from tiny import make_model, random_ids
 from torch import nn
 
 
-def test_initial_weights_of_residual_projections():
-    """Scaled by 1 / sqrt(N) for N residual layers, two in each block (GPT-2, section 2.3)."""
-    model = make_model("llama", hidden_size=256, num_hidden_layers=4, initializer_range=0.02)
-    expected = {"o_proj": 0.02 / math.sqrt(8), "down_proj": 0.02 / math.sqrt(8)}
+@pytest.mark.parametrize(("norm_position", "residual_std"), [("pre", 0.02 / math.sqrt(8)), ("post", 0.02)])
+def test_initial_weights_of_residual_projections(norm_position, residual_std):
+    """Scaled by 1 / sqrt(N) for N residual layers, two in each block (GPT-2, section 2.3); not in GPT-1 (section 4.1)."""
+    fields = {"hidden_size": 256, "num_hidden_layers": 4, "initializer_range": 0.02}
+    model = make_model("llama", norm_position=norm_position, **fields)
+    expected = {"o_proj": residual_std, "down_proj": residual_std}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             std = expected.get(name.rpartition(".")[-1], 0.02)
