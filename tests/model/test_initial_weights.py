@@ -10,7 +10,7 @@ from torch import nn
 
 @pytest.mark.parametrize(("norm_position", "residual_std"), [("pre", 0.02 / math.sqrt(8)), ("post", 0.02)])
 def test_initial_weights_of_residual_projections(norm_position, residual_std):
-    """Scaled by 1 / sqrt(N) for N residual layers, two in each block (GPT-2, section 2.3); not in GPT-1 (section 4.1)."""
+    """Scaled by 1 / sqrt(N) for N residual layers, two in each block (GPT-2, section 2.3); not in GPT-1."""
     fields = {"hidden_size": 256, "num_hidden_layers": 4, "initializer_range": 0.02}
     model = make_model("llama", norm_position=norm_position, **fields)
     expected = {"o_proj": residual_std, "down_proj": residual_std}
