@@ -82,12 +82,14 @@ def is_plain(*operands: torch.Tensor | None) -> bool:
     for operand in operands:
         if operand is not None and type(operand) is not torch.Tensor and type(operand) is not nn.Parameter:
             return False
-    return not (is_traced() or is_forward_ad_active())
+    return not (is_traced(*operands) or is_forward_ad_active())
 
 
-def is_traced() -> bool:
+def is_traced(*operands: torch.Tensor | None) -> bool:
     """True where values of tensors cannot be read: in torch.compile, torch.export, torch.jit.trace, make_fx,
-    FakeTensorMode and transforms of torch.func."""
+    FakeTensorMode and transforms of torch.func, and on the meta device."""
+    if any(operand is not None and operand.is_meta for operand in operands):
+        return True
     if torch.compiler.is_compiling() or is_functorch_active() or torch.jit.is_tracing():
         return True
     if not is_observed() or DISPATCH_MODE is None:

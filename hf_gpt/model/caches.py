@@ -138,7 +138,7 @@ class FixedLayer(DynamicLayer):
         new = new.to(keys.device).expand(batch, -1)
         self.expected = None
         self.positions = new if self.positions is None else torch.cat((self.positions, new), dim=1)
-        if not (is_traced() or self.record_past) and past + length >= self.next_prune:
+        if not (is_traced(keys) or self.record_past) and past + length >= self.next_prune:
             self.prune()
         return keys, values
 

@@ -64,7 +64,7 @@ class Experts(nn.Module):
     def implementation(self, hidden_states: torch.Tensor) -> str:
         """Returns the configured implementation, or the one that serves where it cannot run."""
         name = self.config._experts_implementation
-        if name == "eager" and is_traced():  # a graph cannot depend on how many tokens each expert receives
+        if name == "eager" and is_traced(hidden_states):  # a graph cannot depend on the tokens of each expert
             name = "grouped_mm" if torch.compiler.is_compiling() else "batched_mm"
         if name == "grouped_mm" and hidden_states.dtype == torch.float64:  # grouped_mm has none
             name = "batched_mm" if is_traced() else "eager"

@@ -61,8 +61,9 @@ def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
     """Returns the dtype of matrix products: that of autocast where it is enabled, which leaves float64 alone."""
     device = states.device.type
-    is_lowered = torch.is_autocast_enabled(device) and states.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if is_lowered else states.dtype
+    if states.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return states.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 # --- products by oneDNN, forward and backward ---------------------------------------------------------------------

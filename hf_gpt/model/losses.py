@@ -218,7 +218,7 @@ def language_model_loss(
         ValueError: a label outside the vocabulary (on a CPU; an accelerator asserts).
     """
     states = hidden_states.flatten(0, -2)  # (N, D)
-    if not is_traced():
+    if not is_traced(states):
         check_indices("labels", targets.ids[targets.is_target], "vocab_size", vocab_size)
     if route(head, states) in (Route.PLAIN, Route.ONEDNN):
         predicting = targets.is_target.nonzero()[:, 0]
@@ -230,7 +230,7 @@ def language_model_loss(
         logits = project(head, states)
         return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids)
 
-    if is_traced() and not torch.compiler.is_compiling():  # torch.func and torch.jit.trace do not support checkpoints
+    if is_traced(states) and not torch.compiler.is_compiling():  # torch.func and jit.trace do not support checkpoints
         return sum_of_chunk(states, targets.ids) / targets.divisor
     rows = max(1, -(-len(states) // COMPILED_CHUNKS))
     if not (torch.compiler.is_compiling() or (distributed.is_available() and distributed.is_initialized())):

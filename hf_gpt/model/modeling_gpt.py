@@ -143,6 +143,16 @@ class GPTPreTrainedModel(CheckpointFiles, ImplementationChoice, InitialWeights, 
             self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
 
+@dataclass
+class GPTModelOutput(MoeModelOutputWithPast):
+    """For a mixture of experts also `router_indices`, the chosen experts of each sparse layer, (B x T, k).
+
+    Tools that rebuild outputs, as FSDP 2 does, know an output by its fields.
+    """
+
+    router_indices: tuple[torch.LongTensor, ...] | None = None
+
+
 class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
     """The decoder without a head."""
 
@@ -171,7 +181,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MoeModelOutputWithPast:
+    ) -> GPTModelOutput:
         """Run the decoder.
 
         Args:
@@ -228,7 +238,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             router.count(tokens.mask)
         if not is_missing(self.layers[-1]):
             hidden_states = project(self.project_out, self.norm(hidden_states))
-        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return GPTModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     @property
     def routers(self) -> list[TopKRouter]:
@@ -373,7 +383,7 @@ class Prediction(NamedTuple):
 
     loss: torch.Tensor | None
     logits: torch.Tensor
-    decoder: MoeModelOutputWithPast
+    decoder: GPTModelOutput
 
     def as_fields(self, *names: str) -> dict[str, Any]:
         """Returns the fields that the outputs of all heads have, and further ones of the decoder's output."""

@@ -13,6 +13,7 @@ import torch
 
 from .backends import flash_attention, flash_attention_backward, is_plain, plain_attention
 from .differentiation import differentiate, is_transformed
+from .linear import compute_dtype
 
 
 class Piece(NamedTuple):
@@ -76,10 +77,9 @@ def attend_by_pieces(
     Returns:
         (B, T, heads, head_dim).
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # as scaled_dot_product_attention does
-        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
-    if device == "cpu" and not dropout and is_plain(query, key, value, sinks):
+    # Under autocast, as scaled_dot_product_attention does. RoPE may have left queries and keys in float32.
+    query, key, value = (states.to(compute_dtype(states)) for states in (query, key, value))
+    if query.is_cpu and not dropout and is_plain(query, key, value, sinks):
         return UnionAttention.apply(query, key, value, sinks, jobs, scaling)[0].transpose(1, 2)
     output, _ = combine(query, key, value, sinks, jobs, Plain(scaling, dropout))
     return output.transpose(1, 2)

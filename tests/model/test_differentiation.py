@@ -5,12 +5,13 @@ import copy
 
 import pytest
 import torch
-from tiny import VARIANTS, make_model, random_ids
+from tiny import VARIANTS, make_config, make_model, random_ids
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_gpt import GPTForCausalLM
 from hf_gpt.model import feed_forward
 from hf_gpt.model.configuration_gpt import OWN_PATTERNS
 from hf_gpt.model.differentiation import differentiate
@@ -185,6 +186,18 @@ def test_fake_tensors(variant):
         outputs = model(ids, labels=ids, skip_logits=False, attention_mask=torch.ones_like(ids), use_cache=False)
         outputs.loss.backward()
     assert outputs.logits.shape == (2, 11, 99)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("skip_logits", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_meta_device(variant, skip_logits):
+    """Parameters without memory, as for the FLOPs of a large model."""
+    with torch.device("meta"):
+        model, ids = GPTForCausalLM(make_config(variant)).train(), torch.zeros(2, 11, dtype=torch.long)
+    outputs = model(ids, labels=ids, skip_logits=skip_logits)
+    outputs.loss.backward()
+    assert outputs.loss.is_meta
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 

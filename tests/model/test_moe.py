@@ -5,10 +5,13 @@ import torch
 from mixture import IMPLEMENTATIONS, INNER, WIDTH, assert_equals_the_definition, random_states, sparse_mlp
 from peft import LoraConfig, get_peft_model
 from tiny import make_config, make_model, random_ids
+from torch.distributed.fsdp import fully_shard
+from torch.utils._pytree import tree_map
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.olmoe import modeling_olmoe
 from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
+from wrapped import process_group
 
 from hf_gpt.model.moe import SharedSparseMLP, build_router
 
@@ -90,3 +93,25 @@ def test_a_router_saved_with_an_adapter():
         name: "modules_to_save" in name for name in biases
     }
     assert len(biases) == 2
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "gpt_oss", "deepseek"])
+def test_outputs_of_the_decoder_can_be_rebuilt(variant):
+    """A pytree of fields: FSDP 2 rebuilds the outputs of each module that it shards."""
+    model = make_model(variant).train()
+    outputs = model.model(random_ids(2, 7), output_router_logits=True, output_router_indices=True)
+    rebuilt = tree_map(lambda tensor: tensor, outputs)
+    assert rebuilt.keys() == outputs.keys()
+    assert all(map(torch.equal, rebuilt.router_indices, outputs.router_indices))
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "gpt_oss", "deepseek"])
+def test_a_sharded_decoder_inside_a_sharded_model(variant):
+    ids, losses = random_ids(2, 7), []
+    with process_group():
+        for shard in (lambda module: module, fully_shard):
+            model = make_model(variant, tie_word_embeddings=False).train()
+            shard(model.model)
+            losses.append(shard(model)(ids, labels=ids).loss)
+            losses[-1].backward()
+    assert torch.allclose(*losses, rtol=1e-5)

@@ -167,3 +167,17 @@ def test_kernels_return_the_log_sum_exp():
     allowed = build_pattern(config, "strided").visible(positions[:, None], positions).tril()
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~allowed, -math.inf)
     assert torch.allclose(total[..., 0], scores.logsumexp(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize("pattern", list(PATTERN_SIZES))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_autocast_leaves_float64_alone(pattern, dtype):
+    """As matrix products and scaled_dot_product_attention do."""
+    config = sparse_config(pattern)
+    query, key, value = random_states(1, 4, 4, 9, 9, dtype)
+    jobs = jobs_of(config, pattern, 1, 9, 9)
+    expected = attend_by_pieces(query, key, value, None, jobs, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = attend_by_pieces(query, key, value, None, jobs, 0.3)
+    assert actual.dtype == (dtype if dtype == torch.float64 else torch.bfloat16)
+    assert (dtype == torch.float32) or torch.equal(actual, expected)
