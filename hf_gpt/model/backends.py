@@ -76,19 +76,22 @@ INT4_PACK = find_operation("ops.aten._convert_weight_to_int4pack_for_cpu.default
 # --- who else looks at an operation --------------------------------------------------------------------------------
 
 
+PLAIN_TYPES = (torch.Tensor, nn.Parameter)
+
+
 def is_plain(*operands: torch.Tensor | None) -> bool:
     """True if no operand is quantized, sharded or fake, and nothing traces or transforms the operations: then an
     operation may be replaced by an autograd function."""
     for operand in operands:
-        if operand is not None and type(operand) is not torch.Tensor and type(operand) is not nn.Parameter:
+        if operand is not None and (type(operand) not in PLAIN_TYPES or operand.is_meta):
             return False
-    return not (is_traced(*operands) or is_forward_ad_active())
+    return not (is_traced() or is_forward_ad_active())
 
 
-def is_traced(*operands: torch.Tensor | None) -> bool:
+def is_traced(states: torch.Tensor | None = None) -> bool:
     """True where values of tensors cannot be read: in torch.compile, torch.export, torch.jit.trace, make_fx,
-    FakeTensorMode and transforms of torch.func, and on the meta device."""
-    if any(operand is not None and operand.is_meta for operand in operands):
+    FakeTensorMode and transforms of torch.func, and for a tensor on the meta device."""
+    if states is not None and states.is_meta:
         return True
     if torch.compiler.is_compiling() or is_functorch_active() or torch.jit.is_tracing():
         return True

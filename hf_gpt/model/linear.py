@@ -60,9 +60,9 @@ def is_bare(layer: nn.Module, *types: type[nn.Module]) -> bool:
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
     """Returns the dtype of matrix products: that of autocast where it is enabled, which leaves float64 alone."""
-    device = states.device.type
-    if states.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if states.dtype == torch.float64 or states.is_meta:  # the meta device has no autocast
         return states.dtype
+    device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
@@ -129,11 +129,16 @@ def halves(parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 def joined(parameters: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Concatenates weights to one, and biases to one, in the given dtype."""
-    weight, bias = (
-        None if part[0] is None else (part[0] if len(part) == 1 else torch.cat(part)).to(dtype)
-        for part in halves(parameters)
-    )
-    return weight, bias
+    if len(parameters) == 2:
+        weight, bias = parameters
+    else:
+        weight, bias = (None if part[0] is None else torch.cat(part) for part in halves(parameters))
+    return cast(weight, dtype), cast(bias, dtype)
+
+
+def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Returns a tensor in a dtype; None for None. A call of `to` that changes nothing takes a microsecond."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 # --- packed weights for decoding ----------------------------------------------------------------------------------
@@ -208,8 +213,7 @@ def reads_packed(states: torch.Tensor) -> bool:
 def product(states: torch.Tensor, *parameters: torch.Tensor | None) -> torch.Tensor:
     """Returns x W^T + b by oneDNN: weights followed by as many biases, as in `OneDNNLinear`."""
     dtype = compute_dtype(states)
-    if states.dtype != dtype:
-        states = states.to(dtype)
+    states = cast(states, dtype)
     if torch.is_grad_enabled():
         # As a matrix: a tensor of three dimensions would leave the function as a view, which forbids in-place edits.
         output = OneDNNLinear.apply(states.reshape(-1, states.shape[-1]), *parameters)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .backends import is_observed, is_traced, matmul, matmul_float32
 from .differentiation import differentiate, is_transformed
-from .linear import Route, compute_dtype, project, route
+from .linear import Route, cast, compute_dtype, project, route
 from .positions import check_indices
 from .targets import IGNORED, Targets
 
@@ -155,7 +155,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def cast_all(tensors: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[torch.Tensor | None]:
     """Returns each tensor that there is in the dtype of the same index."""
-    return [None if each is None else each.to(dtype) for each, dtype in zip(tensors, dtypes, strict=True)]
+    return [cast(each, dtype) for each, dtype in zip(tensors, dtypes, strict=True)]
 
 
 def linear_cross_entropy(
