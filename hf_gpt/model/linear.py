@@ -148,8 +148,7 @@ class PackedWeight(NamedTuple):
     """Weights and biases as one packed weight and one bias, and references to what they were packed from."""
 
     sources: tuple[ref | None, ...]
-    packed: tuple[torch.Tensor, torch.Tensor | None] | None
-    """None until the weights are used a second time."""
+    packed: tuple[torch.Tensor, torch.Tensor | None]
     bytes: int
 
     def is_from(self, parameters: Sequence[torch.Tensor | None]) -> bool:
@@ -162,8 +161,7 @@ class PackedWeights:
     """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones
     (benchmarks/RESULTS.md, decoding and quantized weights).
 
-    A weight is packed when it is used a second time, and released with the weight: offloaded weights are new tensors at
-    each use.
+    A packed weight is released with its source: offloaded weights are new tensors at each use.
     """
 
     ROWS = 64
@@ -179,20 +177,15 @@ class PackedWeights:
         return sum(entry.bytes for entry in self.by_weight.values())
 
     def get(self, parameters: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Returns weights followed by as many biases as one packed weight and one bias; None at their first use, or
-        beyond the limit."""
+        """Returns weights followed by as many biases as one packed weight and one bias, or None beyond the limit."""
         entry = self.by_weight.get(parameters[0])
         if entry is None or not entry.is_from(parameters):
-            sources = tuple(None if each is None else ref(each) for each in parameters)
-            self.by_weight[parameters[0]] = PackedWeight(sources, None, 0)
-            return None
-        if entry.packed is None:
             size = sum(2 * weight.numel() for weight in halves(parameters)[0])
             if self.bytes + size > self.BYTES:
                 return None
             weight, bias = joined(parameters, torch.bfloat16)
-            entry = entry._replace(packed=(pack_weight(weight), bias), bytes=size)
-            self.by_weight[parameters[0]] = entry
+            sources = tuple(None if each is None else ref(each) for each in parameters)
+            entry = self.by_weight[parameters[0]] = PackedWeight(sources, (pack_weight(weight), bias), size)
         return entry.packed
 
 

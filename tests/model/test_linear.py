@@ -104,42 +104,37 @@ def test_packed_weights_equal_plain_weights(rows):
         expected = [nn.functional.linear(states, layer.weight, layer.bias) for layer in three]
         token = PACKED.set(PackedWeights())
         try:
-            for uses in range(1, 4):
+            for _ in range(3):
                 for actual, plain in zip(project_together(states, *three), expected, strict=True):
                     assert torch.allclose(actual, plain, atol=2e-2)
                 assert torch.allclose(project(three[1], states), expected[1], atol=2e-2)
-                assert PACKED.get().bytes == (2 * 48 * (32 + 16 + 64 + 16) if uses > 1 else 0)
+                assert PACKED.get().bytes == 2 * 48 * (32 + 16 + 64 + 16)
         finally:
             PACKED.reset(token)
-
-
-def pack(packed, *parameters):
-    """Uses weights twice, after which they are packed."""
-    packed.get(parameters)
-    return packed.get(parameters)
 
 
 def test_packed_weights_have_a_limit(monkeypatch):
     monkeypatch.setattr(PackedWeights, "BYTES", 200)
     packed, first, second = PackedWeights(), torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
-    assert pack(packed, first, None) is not None
-    assert pack(packed, second, None) is None
+    assert packed.get((first, None)) is not None
+    assert packed.get((second, None)) is None
     assert packed.get((first, None)) is not None
     del first
     assert packed.bytes == 0
-    assert pack(packed, second, None) is not None
+    assert packed.get((second, None)) is not None
 
 
-def test_weights_that_are_loaded_anew_at_each_use_are_not_packed():
-    """Offloaded weights: their copies would fill the memory."""
+def test_packed_weights_are_released_with_their_source():
+    """Offloaded weights are new tensors at each use: their packed copies would fill the memory."""
     packed = PackedWeights()
     for _ in range(20):
-        assert packed.get((torch.randn(8, 8).bfloat16(), None)) is None
-    assert not packed.by_weight
+        assert packed.get((torch.randn(8, 8).bfloat16(), None)) is not None
+        assert packed.bytes == 0
     kept = torch.randn(8, 8).bfloat16()
     for _ in range(3):  # the weight stays, its bias is new
-        assert packed.get((kept, torch.randn(8).bfloat16())) is None
-    assert packed.bytes == 0
+        bias = torch.randn(8).bfloat16()
+        assert torch.equal(packed.get((kept, bias))[1], bias)
+        assert packed.bytes == 2 * 64
 
 
 def test_packed_weights_belong_to_their_source():
@@ -147,7 +142,7 @@ def test_packed_weights_belong_to_their_source():
     with torch.no_grad():
         for _ in range(20):
             weight = torch.randn(8, 8).bfloat16()
-            packed_weight, _ = pack(packed, weight, None)
+            packed_weight, _ = packed.get((weight, None))
             actual = onednn_linear(states, packed_weight, None)
             assert torch.allclose(actual, states @ weight.t(), atol=0.1)
             del weight
