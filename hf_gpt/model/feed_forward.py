@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_gpt import GPTConfig
 from .differentiation import differentiate, is_transformed
-from .linear import OneDNNLinear, Route, compute_dtype, linear_gradients, project, project_together, route
+from .linear import OneDNNLinear, Route, cast, compute_dtype, linear_gradients, project, project_together, route
 
 # Other names of one function. transformers implements the first as a chain of elementwise operations, each of which
 # saves a tensor for backward; the last is one kernel.
@@ -87,7 +87,7 @@ def activated_linear(
 ) -> torch.Tensor:
     """`ActivatedLinear` in differentiable operations."""
     active = activate(*inputs)
-    return nn.functional.linear(active, weight.to(active.dtype), None if bias is None else bias.to(active.dtype))
+    return nn.functional.linear(active, cast(weight, active.dtype), cast(bias, active.dtype))
 
 
 # A larger activation is recomputed in backward: the allocator of a CPU maps memory anew above this size in every step,

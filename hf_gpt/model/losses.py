@@ -108,7 +108,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """States, (N, D), in the dtype of the products; weight, (vocab_size, D); bias, (vocab_size,); targets, (N,),
         each in [0, vocab_size); divisor, a scalar. Returns a scalar in float32 at least."""
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        columns, offset = weight.to(states.dtype).t(), None if bias is None else bias.to(states.dtype)
+        columns, offset = cast(weight, states.dtype).t(), cast(bias, states.dtype)
         is_half = states.dtype == torch.float16
         unit = torch.full_like(divisor, 1 / FLOAT16_UNIT, dtype=torch.float32) if is_half else divisor
         multiply = matmul_float32 if is_half else matmul
@@ -167,7 +167,7 @@ def linear_cross_entropy(
     terms: LossTerms,
 ) -> torch.Tensor:
     """`LinearCrossEntropy` in differentiable operations, with all logits at once."""
-    logits = nn.functional.linear(states, weight.to(states.dtype), None if bias is None else bias.to(states.dtype))
+    logits = nn.functional.linear(states, cast(weight, states.dtype), cast(bias, states.dtype))
     return terms.sum(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets) / divisor
 
 

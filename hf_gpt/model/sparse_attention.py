@@ -81,8 +81,7 @@ def attend_by_pieces(
     query, key, value = (states.to(compute_dtype(states)) for states in (query, key, value))
     if query.is_cpu and not dropout and is_plain(query, key, value, sinks):
         return UnionAttention.apply(query, key, value, sinks, jobs, scaling)[0].transpose(1, 2)
-    output, _ = combine(query, key, value, sinks, jobs, Plain(scaling, dropout))
-    return output.transpose(1, 2)
+    return union_attention(query, key, value, sinks, jobs, scaling, dropout).transpose(1, 2)
 
 
 class CPUKernels(NamedTuple):
@@ -207,9 +206,10 @@ def union_attention(
     sinks: torch.Tensor | None,
     jobs: Jobs,
     scaling: float,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
-    """The output of `UnionAttention` in differentiable operations."""
-    return combine(query, key, value, sinks, jobs, Plain(scaling, 0.0))[0]
+    """The output of `UnionAttention` in differentiable operations, and with dropout."""
+    return combine(query, key, value, sinks, jobs, Plain(scaling, dropout))[0]
 
 
 def additive(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
