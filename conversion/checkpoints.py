@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..json_files import read_json
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -85,8 +87,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (KeyError, AttributeError):
         raise ValueError(f"{index} is not an index of weight files: expected a weight_map") from None
     for name in names:
         if Path(name).name != name:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
+from ..json_files import read_json
 from ..model.configuration_gpt import GPTConfig
 from .family import Family
 from .gpt2 import GPT2
@@ -17,7 +18,6 @@ from .mixtral import MIXTRAL
 from .nanogpt import NANOGPT
 from .openai_gpt import OPENAI_GPT
 from .opt import OPT
-from .storage import read_json
 
 FAMILIES: dict[str, Family] = {
     family.name: family

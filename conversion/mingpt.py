@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers.utils import CONFIG_NAME
 
+from ..json_files import read_json
 from .family import Family
 from .gpt2 import CAUSAL_MASKS
 from .nanogpt import FIELDS, WEIGHTS, PickleStorage
-from .storage import Fields, read_json
+from .storage import Fields
 
 # `model_type` in minGPT names a size; config.json may contain the name alone, and the weights do not determine n_head.
 HEADS = {

@@ -1,6 +1,5 @@
 """How a native model is stored in its folder: `config.json` and weight files, as transformers writes them."""
 
-import json
 from dataclasses import dataclass
 from dataclasses import fields as declared_fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
+from ..json_files import read_json
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
@@ -24,21 +24,6 @@ NOT_COPIED = {
     *("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
     *("quantization_config", "auto_map", "_name_or_path", "_commit_hash"),
 }
-
-
-def read_json(file: Path) -> Fields:
-    """Returns the JSON object in a file.
-
-    Raises:
-        ValueError: the file contains something else.
-    """
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object")
-    return content
 
 
 @dataclass(frozen=True)

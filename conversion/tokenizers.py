@@ -8,8 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
+from ..json_files import read_json
 from ..tokenization.openai_formats import ENCODINGS, tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
-from .storage import read_json
+from ..tokenization.vocabulary_files import check_tokenizer_files
 
 TOKENIZER = "tokenizer.json"
 HF_PAIR = ("vocab.json", "merges.txt")
@@ -37,8 +38,10 @@ def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
         if path.stem not in ENCODINGS:
             raise ValueError(f"{path}: expected the name of an encoding, {', '.join(ENCODINGS)}")
         return tokenizer_from_tiktoken(path, path.stem)
-    if path.is_dir() and not (path / TOKENIZER).is_file() and (tokenizer := _build(path)) is not None:
-        return tokenizer
+    if path.is_dir():
+        check_tokenizer_files(path)
+        if not (path / TOKENIZER).is_file() and (tokenizer := _build(path)) is not None:
+            return tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # tokenizers raises nothing more specific
@@ -49,7 +52,11 @@ def copy_tokenizer(source: Path, out: Path) -> None:
     """Writes the tokenizer of a checkpoint, if it has one, as `tokenizer.json` into another folder.
 
     An existing `tokenizer.json` is copied unchanged, with its companions.
+
+    Raises:
+        ValueError: a file of the tokenizer is damaged.
     """
+    check_tokenizer_files(source)
     if (source / TOKENIZER).is_file():
         for name in (TOKENIZER, *COMPANIONS):
             if (source / name).is_file():

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.utils import CONFIG_NAME
 
 from .data import encode_texts, open_tokens
 from .folders import new_folder, state_of
+from .json_files import read_json
 from .model.configuration_gpt import GPTConfig
 from .model.modeling_gpt import GPTForCausalLM
 from .presets import preset_config, preset_names
@@ -73,6 +75,7 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
     path = Path(name)
     if not path.exists():
         raise ValueError(f"{name!r} is not a file, a folder or a preset. The presets are {', '.join(preset_names())}")
+    read_json(path / CONFIG_NAME if path.is_dir() else path)  # a clearer error than that of transformers
     values, _ = GPTConfig.get_config_dict(path)
     config = GPTConfig(**GPTConfig.override(values, overrides))
     if path.is_dir() and any(path.glob("*.safetensors*")):

@@ -30,6 +30,7 @@ LEVELS = (
     {"accounting", "presets"},
     {"model"},
     {"compatibility", "folders", "model_cards", "version"},
+    {"json_files"},
 )
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}
 

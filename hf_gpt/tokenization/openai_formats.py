@@ -1,6 +1,7 @@
 """Reads and writes tokenizers in the formats that OpenAI publishes: vocabulary and merges, and tiktoken's ranks."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 from tokenizers import models
@@ -98,8 +99,8 @@ def tokenizer_from_tiktoken(path: Path | str, encoding: str, **options) -> PreTr
     used, special = {*ranks.values()}, {*special_tokens.values()}
     if both := used & special:
         raise ValueError(f"{path}: expected ranks of {encoding}, whose special tokens have the ids {sorted(both)}")
-    if gaps := {*range(max(used))} - used - special:
-        raise ValueError(f"{path}: expected every rank up to {max(used)}, but {len(gaps)} are missing: {min(gaps)}")
+    if (missing := next(rank for rank in count() if rank not in used and rank not in special)) < max(used):
+        raise ValueError(f"{path}: expected every rank up to {max(used)}, but {missing} is missing")
     try:
         bpe = models.BPE({**ranks, **special_tokens}, list(recover_merges(ranks)))
     except ValueError as error:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..compatibility import enable_activation_checkpointing
 from ..data import TokenBlocks, Tokens
+from ..json_files import read_json
 from .metrics import ExpertMetrics
 
 CHECKPOINTS = "checkpoints"
@@ -171,7 +172,7 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         path.write_text(json.dumps(settings, indent=2) + "\n")
         return
-    recorded = json.loads(path.read_text())
+    recorded = read_json(path)
     if changed := [name for name in settings if recorded.get(name) != settings[name]]:
         name = changed[0]
         raise ValueError(f"cannot resume: {name}={settings[name]!r}, but the run began with {recorded.get(name)!r}")
@@ -180,7 +181,12 @@ def record_settings(folder: Path, settings: dict[str, Any]) -> None:
 def read_report(folder: Path) -> RunReport | None:
     """Returns the report of the run in a folder, or None if its training has not ended."""
     path = folder / REPORT
-    return RunReport(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return RunReport(**read_json(path, allow_nan=True))  # the loss of a run that diverged
+    except TypeError:
+        raise ValueError(f"{path} is not a report: expected the fields of RunReport") from None
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:

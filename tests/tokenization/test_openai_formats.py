@@ -114,7 +114,8 @@ def test_vocabulary_of_neither_kind(vocab, tmp_path):
         ("YWJj 256", r"expected rank 256 to join two tokens of lower rank, got 'abc'"),
         ("YWJj 256\nYWI= 257", r"expected rank 256 to join two tokens of lower rank, got 'abc'"),
         ("YWI= 50256", r"expected ranks of r50k_base, whose special tokens have the ids \[50256\]"),
-        ("YWI= 256\nYmM= 258", "expected every rank up to 258, but 1 are missing: 257"),
+        ("YWI= 256\nYmM= 258", "expected every rank up to 258, but 257 is missing"),
+        ("YWI= 999999999", "expected every rank up to 999999999, but 256 is missing"),
     ],
 )
 def test_ranks_of_no_tokenizer(added, message, tmp_path):
