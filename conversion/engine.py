@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.progress import track
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -252,4 +253,4 @@ def _copy_companions(source: Path, out: Path) -> None:
 
 
 def _tracker(show_progress: bool, description: str) -> Track:
-    return partial(track, description=description, disable=not show_progress)
+    return partial(track, description=escape(description), disable=not show_progress)

@@ -16,7 +16,7 @@ from ..folders import new_folder
 from ..model.configuration_gpt import GPTConfig
 from ..surgery import quantize, upcycle_checkpoint
 from ..surgery.quantization import GROUP_SIZE, SCHEMES
-from .console import console, error_console, print_line
+from .console import error_console, print_line
 from .options import ModelSource, NewFolder, Seed, SetFields, ShardSize, parse_fields
 
 Verify = Annotated[bool, typer.Option("--verify", help="Load both checkpoints and compare their logits.")]
@@ -38,7 +38,7 @@ def convert_command(
     source = locate(src)
     family = recognize(source).name
     convert(source, out, max_shard_size=max_shard_size, show_progress=True)
-    console.print(f"{out}: hf_gpt, from {family}")
+    print_line(f"{out}: hf_gpt, from {family}")
     if verify:
         compare_logits(ours=out, native=source, family=family)
 
@@ -54,7 +54,7 @@ def export_command(
     """Export a model of hf_gpt to a native checkpoint. A field that the family cannot express is an error."""
     source = locate(src)
     export(source, out, to, max_shard_size=max_shard_size, show_progress=True)
-    console.print(f"{out}: {to}, from hf_gpt")
+    print_line(f"{out}: {to}, from hf_gpt")
     if verify:
         compare_logits(ours=source, native=out, family=to)
 
@@ -102,7 +102,7 @@ def upcycle_command(
         **parse_fields(set_fields),
     )
     dense, sparse = (account(GPTConfig.from_pretrained(folder)) for folder in (locate(src), out))
-    console.print(
+    print_line(
         f"{out}: {sparse.parameters:,} parameters, {sparse.active_parameters:,} of them active, from "
         f"{dense.parameters:,}"
     )
@@ -124,7 +124,7 @@ def quantize_command(
         with suppress(OSError, ValueError):  # if the model has no tokenizer
             AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    console.print(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
+    print_line(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
 
 
 def compare_logits(ours: Path | str, native: Path | str, family: str) -> None:
@@ -135,7 +135,7 @@ def compare_logits(ours: Path | str, native: Path | str, family: str) -> None:
     """
     differences = verify(ours, native, family)
     for name, difference in differences.items():
-        console.print(
+        print_line(
             f"{name}: largest difference {difference.largest:.2e}, {difference.relative:.1e} of the largest logit"
         )
     if max(difference.relative for difference in differences.values()) > MAX_RELATIVE_DIFFERENCE:

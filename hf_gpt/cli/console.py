@@ -2,10 +2,11 @@
 
 from rich.console import Console
 
-console = Console()
-error_console = Console(stderr=True)
+# Names of files and models are printed as they are, in tables too, although `[b]` and `:x:` are markup to rich.
+console = Console(markup=False, emoji=False)
+error_console = Console(markup=False, emoji=False, stderr=True)
 
 
 def print_line(line: str, *, style: str | None = None, console: Console = console) -> None:
-    """Prints text as it is: on one line, without markup and highlighting."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Prints text on one line, without highlighting."""
+    console.print(line, style=style, highlight=False, soft_wrap=True)

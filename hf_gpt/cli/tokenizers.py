@@ -63,7 +63,7 @@ def train_tokenizer_command(
         )
         tokenizer.save_pretrained(folder)
     print_skipped(skipped)
-    console.print(f"{out}: {len(tokenizer):,} tokens")
+    print_line(f"{out}: {len(tokenizer):,} tokens")
     encoders = {str(out): build_encoder(tokenizer)}
     with suppress(OSError, ValueError):
         encoders[against] = build_encoder(open_tokenizer(against, local_files_only=True))
@@ -101,7 +101,7 @@ def tokenize_command(
         show_progress=True,
     )
     print_skipped(skipped_documents(out))
-    console.print(
+    print_line(
         f"{out}: {index.tokens:,} tokens of {index.documents:,} documents, {index.text_bytes / index.tokens:.2f} bytes "
         f"per token; {len(index.shards)} files of {np.dtype(index.dtype).name}"
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ..data.text_sources import read_dataset, read_files, standard_library_documentation
@@ -127,7 +126,7 @@ def print_outcome(out: Path, outcome: Outcome) -> None:
         "report.json, settings.json": "all results and all settings",
     }
     if not (out / LOSS_CURVE).exists():
-        contents[LOSS_CURVE] = escape("requires matplotlib: pip install 'hf_gpt[plot]'")
+        contents[LOSS_CURVE] = "requires matplotlib: pip install 'hf_gpt[plot]'"
     table = Table(title=f"in {out}", show_header=False)
     for name, meaning in contents.items():
         table.add_row(name, meaning)

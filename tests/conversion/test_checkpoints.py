@@ -64,10 +64,20 @@ def test_an_index_with_a_path_outside_its_folder(sharded, path):
     assert_convert_raises(sharded, "lists a path outside its folder")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}"])
-def test_an_invalid_index(sharded, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON: it is nested too deeply"),
+        ("[]", "expected a JSON object"),
+        ("{}", "is not an index of weight files"),
+        ('{"weight_map": 3}', "is not an index of weight files"),
+        ('{"weight_map": ["model.safetensors"]}', "is not an index of weight files"),
+    ],
+)
+def test_an_invalid_index(sharded, content, message):
     (sharded / INDEX).write_text(content)
-    assert_convert_raises(sharded, "is not an index of weight files")
+    assert_convert_raises(sharded, f"{INDEX}.*{message}")
 
 
 def test_a_missing_shard(sharded):

@@ -127,8 +127,13 @@ def test_open_a_file_of_ranks(trained, tmp_path):
 
 def test_open_a_missing_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "junk").mkdir()
-    (tmp_path / "junk" / "tokenizer.json").write_text("{}")
-    for name in (tmp_path, tmp_path / "none", tmp_path / "junk", "nobody/nothing"):
+    for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
         with pytest.raises(OSError, match="is neither a folder with a tokenizer nor a tokenizer on the Hub"):
             open_tokenizer(name, local_files_only=True)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": {"vocab": {"a": -1}}, "added_tokens": []}'])
+def test_open_a_damaged_tokenizer(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        open_tokenizer(tmp_path)
