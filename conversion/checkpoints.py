@@ -3,7 +3,8 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -61,9 +63,16 @@ class Checkpoint:
             ValueError: it contains NaN or infinity.
         """
         tensor = self._readers[name](name)
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        if not is_finite(tensor):
             raise ValueError(f"{name} in {self.folder} contains NaN or infinity")
         return tensor
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True if a tensor contains neither NaN nor infinity; true for integers and 8-bit floating point."""
+    if not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
+        return True
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,13 +109,20 @@ def _indexed_files(index: Path) -> list[Path]:
 
 def _open_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
     def read(name: str) -> torch.Tensor:
-        with safe_open(file, framework="pt") as opened:  # closed again, because mapped pages count as memory
+        with open_safetensors(file) as opened:  # closed again, because mapped pages count as memory
             return opened.get_tensor(name)
 
+    with open_safetensors(file) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
+        return {name: _meta_of(each, f"{name} in {file}") for name, each in slices.items()}, read
+
+
+@contextmanager
+def open_safetensors(file: Path) -> Iterator[safe_open]:
+    """Opens a file of tensors, for which an OSError is raised if it is truncated or damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 not a mapping
-            return {name: _meta_of(each, f"{name} in {file}") for name, each in slices.items()}, read
+            yield opened
     except SafetensorError as error:
         raise OSError(f"{file} is truncated or damaged: {error}") from None
 

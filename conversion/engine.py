@@ -13,6 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..folders import resumable_folder, state_of
+from ..model.checkpoints import refuse_quantized
 from ..model.class_names import auto_map
 from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import GPTForCausalLM
@@ -27,6 +28,7 @@ from .weights import Read, Rule, TensorMapping, expand
 SHARD_SIZE = "500MB"
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BASE = "model."  # prefix of all tensors but the head, absent where the decoder alone was saved
 
 NamedTensors = dict[str, torch.Tensor]
 
@@ -101,12 +103,16 @@ def read_model(folder: Path) -> tuple[GPTConfig, Checkpoint, NamedTensors]:
     """Returns the configuration and the tensors of a language model of hf_gpt, and its `model_tensors`.
 
     Raises:
-        ValueError: the tensors do not match the configuration.
+        ValueError: the tensors do not match the configuration, or are quantized.
     """
-    config, checkpoint = GPTConfig.from_pretrained(folder), Checkpoint(folder)
+    config = GPTConfig.from_pretrained(folder)
+    refuse_quantized(config)
+    checkpoint = Checkpoint(folder)
+    if not any(name.startswith(BASE) for name in checkpoint.meta):
+        checkpoint.rename(lambda name: BASE + name)
     _drop_tied_head(checkpoint, config, HEAD, EMBEDDINGS)
     ours = model_tensors(config)
-    _check(checkpoint, ours)
+    check(checkpoint, ours)
     return config, checkpoint, ours
 
 
@@ -174,12 +180,16 @@ def _check_layout(checkpoint: Checkpoint, family: Family, config: GPTConfig, our
     layout, tensors = max(candidates, key=lambda each: len(each[1].keys() & checkpoint.meta.keys()))
     embeddings, head = (mapping.native[0] for mapping in expand(layout, config, (EMBEDDINGS, HEAD)))
     _drop_tied_head(checkpoint, config, head, embeddings)
-    _check(checkpoint, tensors)
+    check(checkpoint, tensors)
     return layout
 
 
 def _drop_tied_head(checkpoint: Checkpoint, config: GPTConfig, head: str, embeddings: str) -> None:
-    if not config.tie_word_embeddings or head not in checkpoint.meta or embeddings not in checkpoint.meta:
+    """Removes a tied head that is equal to the embeddings, or renames it if it is stored in their place."""
+    if not config.tie_word_embeddings or head not in checkpoint.meta:
+        return
+    if embeddings not in checkpoint.meta:
+        checkpoint.rename(lambda name: embeddings if name == head else name)
         return
     if not torch.equal(checkpoint.read(head), checkpoint.read(embeddings)):
         raise ValueError(
@@ -189,25 +199,32 @@ def _drop_tied_head(checkpoint: Checkpoint, config: GPTConfig, head: str, embedd
     checkpoint.drop([head])
 
 
-def _check(checkpoint: Checkpoint, expected: NamedTensors) -> None:
+def check(checkpoint: Checkpoint, expected: NamedTensors) -> None:
     """Raises a ValueError if the tensors of a checkpoint do not match its configuration."""
     found = checkpoint.meta
-    faults = {
-        "is missing": [name for name in expected if name not in found],
-        "has no place in a model of this configuration": [name for name in found if name not in expected],
-    }
-    for fault, names in faults.items():
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise ValueError(f"{names[0]} in {checkpoint.folder} {fault}{more}")
+    raise_for([name for name in expected if name not in found], checkpoint.folder, "is missing")
+    extra = [name for name in found if name not in expected]
+    raise_for(extra, checkpoint.folder, "has no place in a model of this configuration")
     for name, tensor in expected.items():
-        if found[name].is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{name} in {checkpoint.folder} is of type {found[name].dtype}: expected floating point")
+        if _kind(found[name]) != _kind(tensor):
+            raise ValueError(f"{name} in {checkpoint.folder} is of type {found[name].dtype}: expected {_kind(tensor)}")
         if found[name].shape != tensor.shape:
             raise ValueError(
                 f"{name} in {checkpoint.folder} has the shape {tuple(found[name].shape)}: expected "
                 f"{tuple(tensor.shape)} from its configuration"
             )
+
+
+def _kind(tensor: torch.Tensor) -> str | torch.dtype:
+    """Returns the same for all floating-point types, which can be cast."""
+    return "floating point" if tensor.is_floating_point() else tensor.dtype
+
+
+def raise_for(names: list[str], folder: Path, fault: str) -> None:
+    """Raises a ValueError if any tensors of a folder have a fault."""
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise ValueError(f"{names[0]} in {folder} {fault}{more}")
 
 
 def _translate(

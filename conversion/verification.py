@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..model.configuration_gpt import GPTConfig
-from ..model.modeling_gpt import GPTForCausalLM
 from .families import find_family
+from .loading import load_model
 from .sources import locate
 from .tokenizers import TOKENIZER
 
@@ -45,7 +45,7 @@ def verify(ours: str | Path, native: str | Path, family: str) -> dict[str, Diffe
     ours, native = locate(ours), locate(native)
     inputs = _inputs(ours)
     expected = _logits(find_family(family).storage.load, native, inputs)
-    actual = _logits(lambda folder: GPTForCausalLM.from_pretrained(folder, dtype=torch.float32), ours, inputs)
+    actual = _logits(lambda folder: load_model(folder, dtype=torch.float32), ours, inputs)
     return {
         name: Difference((actual[name] - expected[name]).abs().max().item(), expected[name].abs().max().item())
         for name in inputs

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import CONFIG_NAME
 
+from .conversion.checkpoints import weight_files
+from .conversion.loading import load_model
 from .data import encode_texts, open_tokens
 from .folders import new_folder, state_of
 from .json_files import read_json
@@ -61,11 +63,12 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
     """Returns the configuration and the weights that a name stands for.
 
     Args:
-        name: a preset, a config.json, or a folder that `save_pretrained` wrote.
+        name: a preset, a config.json, or a folder with weights.
         overrides: fields of the configuration to change.
 
     Raises:
         ValueError: the name is none of these, or the configuration is not valid.
+        FileNotFoundError: a folder contains no weights.
     """
     overrides = overrides or {}
     if name in preset_names():
@@ -78,9 +81,10 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
     read_json(path / CONFIG_NAME if path.is_dir() else path)  # a clearer error than that of transformers
     values, _ = GPTConfig.get_config_dict(path)
     config = GPTConfig(**GPTConfig.override(values, overrides))
-    if path.is_dir() and any(path.glob("*.safetensors*")):
-        return Origin(config, path, f"the weights in {path.name}")
-    return Origin(config, None, "random weights")
+    if path.is_file():
+        return Origin(config, None, "random weights")
+    weight_files(path)  # raises if it has none
+    return Origin(config, path, f"the weights in {path.name}")
 
 
 def train_from_text(
@@ -194,7 +198,7 @@ def _build_tokenizer(
 def _build_model(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> GPTForCausalLM:
     """Loads the checkpoint, or builds a model with random weights for the vocabulary of the tokenizer."""
     if origin.checkpoint is not None:
-        return GPTForCausalLM.from_pretrained(origin.checkpoint)
+        return load_model(origin.checkpoint)
     config = origin.config.replace(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids can have gaps
         bos_token_id=tokenizer.bos_token_id,

@@ -22,11 +22,16 @@ def test_origin_of_a_preset():
 
 def test_origin_of_a_configuration(tmp_path):
     make_config("llama").save_pretrained(tmp_path)
-    for name in (tmp_path, tmp_path / "config.json"):
-        config, checkpoint, description = find_origin(str(name), {"num_hidden_layers": 3})
-        assert (config.norm_type, config.num_hidden_layers) == ("rms_norm", 3)
-        assert checkpoint is None
-        assert description == "random weights"
+    config, checkpoint, description = find_origin(str(tmp_path / "config.json"), {"num_hidden_layers": 3})
+    assert (config.norm_type, config.num_hidden_layers) == ("rms_norm", 3)
+    assert checkpoint is None
+    assert description == "random weights"
+
+
+def test_a_folder_without_its_weights_does_not_begin_with_random_ones(tmp_path):
+    make_config("llama").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="contains no weights"):
+        find_origin(str(tmp_path))
 
 
 def test_origin_of_a_checkpoint(tmp_path):

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, set_seed
+from transformers import AutoTokenizer, GenerationConfig, TextStreamer, set_seed
 
+from ..conversion.loading import load_model
 from ..data.text_sources import read_files
 from .console import console
 from .options import parse_value, suggest
@@ -38,7 +39,7 @@ def generate(
         raise OSError(
             f"{model} is neither a folder with a model and a tokenizer nor a model on the Hub: {error}"
         ) from error
-    network = AutoModelForCausalLM.from_pretrained(model)
+    network = load_model(model)
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     if tokenizer.pad_token is None:

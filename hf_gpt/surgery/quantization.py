@@ -36,12 +36,14 @@ def quantize(model: Model, to: str = "int8", *, group_size: int = GROUP_SIZE) ->
 
     Raises:
         ImportError: torchao is not installed.
-        ValueError: the model is already quantized, the scheme is unknown, or the group size does not divide the input
-            features of a layer.
+        ValueError: the model is already quantized or has an adapter, the scheme is unknown, or the group size does not
+            divide the input features of a layer.
     """
     if not is_torchao_available():
         raise ImportError(NEEDS_TORCHAO)
     refuse_quantized(model.config)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("the model has an adapter, without which it would be saved: expected a merged model")
     if to not in SCHEMES:
         raise ValueError(f"to={to!r}: expected one of {', '.join(SCHEMES)}")
     if group_size not in INT4_GROUPS:

@@ -1,13 +1,17 @@
 """`hf-gpt convert`, `export`, `upcycle` and `quantize`."""
 
+import shutil
+
 import pytest
 import torch
 from command_line import TEXT, assert_error
 from native import save_native
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gpt.cli import checkpoints
 from hf_gpt.conversion import convert
+from hf_gpt.conversion.verification import Difference
 from hf_gpt.tokenization import train_tokenizer
 
 
@@ -132,3 +136,30 @@ def test_quantize_with_bad_arguments(run, saved, tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     assert_error(run("quantize", *(argument.format(saved=saved) for argument in arguments)), message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_no_command_uses_a_damaged_checkpoint(run, saved, text, tmp_path, value):
+    """A tensor is missing, or NaN."""
+    damaged, out = tmp_path / "damaged", tmp_path / "out"
+    shutil.copytree(saved, damaged)
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = load_file(damaged / "model.safetensors")
+    tensors[name].fill_(value or 0)
+    save_file({each: tensors[each] for each in tensors if value or each != name}, damaged / "model.safetensors")
+    for arguments in (
+        ("quantize", damaged, out),
+        ("upcycle", damaged, out),
+        ("export", damaged, out, "--to", "gpt_neox"),
+        ("generate", damaged, "--prompt", "The"),
+        ("train", text, "--out", out, "--model", damaged, "--steps", 1),
+    ):
+        assert_error(run(*arguments), f"{name} in {damaged} {'contains NaN or infinity' if value else 'is missing'}")
+        assert {path.name for path in tmp_path.iterdir()} == {"damaged", "text.txt"}
+
+
+def test_verify_fails_if_the_logits_are_not_numbers(tmp_path, monkeypatch):
+    nan = float("nan")
+    monkeypatch.setattr(checkpoints, "verify", lambda *_: {"one": Difference(0.0, 1.0), "two": Difference(nan, 1.0)})
+    with pytest.raises(RuntimeError, match="differ"):
+        checkpoints.compare_logits(tmp_path, tmp_path, "gpt2")

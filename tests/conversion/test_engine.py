@@ -99,7 +99,7 @@ MISSING = "transformer.h.1.mlp.c_fc.weight"
         (MISSING, torch.ones(24), rf"{MISSING} .* has the shape \(24,\): expected"),
         ("transformer.ln_f.bias", torch.full((24,), float("nan")), r"transformer\.ln_f\.bias .* contains NaN or inf"),
         ("transformer.ln_f.bias", torch.full((24,), float("-inf")), "contains NaN or infinity"),
-        ("transformer.ln_f.bias", torch.ones(24, dtype=torch.int8), "is of type I8: expected one of F64, F32"),
+        ("transformer.ln_f.bias", torch.ones(24, dtype=torch.uint16), "is of type U16: expected one of F64, F32"),
         ("transformer.ln_f.bias", torch.ones(24, dtype=torch.int64), "is of type torch.int64: expected floating point"),
     ],
 )
