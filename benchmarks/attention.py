@@ -154,9 +154,11 @@ def build(name: str, length: int) -> PreTrainedModel:
         return GPTForCausalLM(build_config(fields, 2, length)).train()
     with tempfile.TemporaryDirectory() as folder:
         native = Path(folder) / "native"
-        AutoModelForCausalLM.from_config(native_config(pattern, length)).save_pretrained(native)
+        AutoModelForCausalLM.from_config(native_config(pattern, length), trust_remote_code=False).save_pretrained(
+            native
+        )
         if name == pattern:
-            return AutoModelForCausalLM.from_pretrained(native).train()
+            return AutoModelForCausalLM.from_pretrained(native, trust_remote_code=False).train()
         return GPTForCausalLM.from_pretrained(convert(native, Path(folder) / "ours")).train()
 
 

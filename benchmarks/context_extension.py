@@ -19,12 +19,12 @@ from measure import print_json
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset
 from training import read_texts, train
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.data import TokenBlocks, encode_texts
 from hf_gpt.surgery import extend_context
-from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.tokenization import open_tokenizer, train_tokenizer
 
 SHORT, LONG = 256, 4096
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -57,7 +57,7 @@ class Data:
 def load_or_train(folder: Path | None, texts: list[str], steps: int) -> tuple[GPTForCausalLM, Data]:
     """Returns a model trained at SHORT tokens, and its data. The folder holds the model between runs."""
     if folder is not None and (folder / "config.json").exists():
-        return GPTForCausalLM.from_pretrained(folder), Data(AutoTokenizer.from_pretrained(folder), texts)
+        return GPTForCausalLM.from_pretrained(folder), Data(open_tokenizer(folder), texts)
     tokenizer = train_tokenizer(texts, SMALL["vocab_size"])
     data = Data(tokenizer, texts)
     set_seed(0)

@@ -44,7 +44,7 @@ def write_native(folder: Path, family: str, size: float) -> int:
     def build(layers: int) -> PreTrainedModel:
         config = CONFIG_MAPPING[family](**SHAPES[family], **{LAYERS[family]: layers})
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
     one, two = (build(layers).num_parameters() for layers in (1, 2))
     model = build(max(1, 1 + round((size / 4 - one) / (two - one))))  # 4 bytes per parameter

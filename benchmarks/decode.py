@@ -17,12 +17,12 @@ import torch
 import transformers
 from measure import GREEDY, median_seconds, plot_bars, print_json, read_bytes_per_second
 from training import read_texts
-from transformers import AutoTokenizer, PreTrainedModel, QuantizedCache, set_seed
+from transformers import PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
 from hf_gpt.data import encode_texts
 from hf_gpt.surgery import quantize
-from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.tokenization import open_tokenizer, train_tokenizer
 from hf_gpt.training import RunSettings, train_model
 
 PROMPT, NEW_TOKENS, ROWS = 64, 64, (1, 16)
@@ -100,7 +100,7 @@ def load_or_train(folder: Path, texts: list[str], steps: int) -> tuple[GPTForCau
         settings = RunSettings(context=CONTEXT, steps=steps, batch_size=8, learning_rate=2e-3, save_steps=steps)
         tokens = encode_texts(tokenizer, training_texts)
         train_model(GPTForCausalLM(config), tokenizer, tokens, folder, settings)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = open_tokenizer(folder)
     held_out = [token for text, cut in zip(texts, cuts, strict=True) for token in tokenizer.encode(text[cut:])]
     return GPTForCausalLM.from_pretrained(folder), held_out
 

@@ -66,9 +66,9 @@ def build(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = CONFIG_MAPPING[family](vocab_size=8192, bos_token_id=0, eos_token_id=0, **FAMILIES[family])
     with tempfile.TemporaryDirectory() as folder:
         native = Path(folder) / "native"
-        AutoModelForCausalLM.from_config(config).save_pretrained(native)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(native)
         ours = GPTForCausalLM.from_pretrained(convert(native, Path(folder) / "ours"))
-        return ours.eval(), AutoModelForCausalLM.from_pretrained(native).eval()
+        return ours.eval(), AutoModelForCausalLM.from_pretrained(native, trust_remote_code=False).eval()
 
 
 def main() -> None:

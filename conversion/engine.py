@@ -1,6 +1,5 @@
 """Converts and exports checkpoints: the same steps for every family, one tensor at a time."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,6 +16,7 @@ from ..model.checkpoints import refuse_quantized
 from ..model.class_names import auto_map
 from ..model.configuration_gpt import GPTConfig
 from ..model.modeling_gpt import GPTForCausalLM
+from ..trust import copy_settings
 from ..version import __version__
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 from .families import find_family, recognize
@@ -265,7 +265,7 @@ def _resumable(out: str | Path, source: Path, target: str, max_shard_size: int |
 def _copy_companions(source: Path, out: Path) -> None:
     """Copies the generation configuration and the tokenizer."""
     if (source / GENERATION_CONFIG_NAME).is_file():
-        shutil.copyfile(source / GENERATION_CONFIG_NAME, out / GENERATION_CONFIG_NAME)
+        copy_settings(source / GENERATION_CONFIG_NAME, out / GENERATION_CONFIG_NAME)
     copy_tokenizer(source, out)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
+from ..trust import check_links
+
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".bin.index.json", ".pt")
 OTHERS = (".json", ".txt", ".jinja", ".tiktoken", ".model", ".bpe")
@@ -20,8 +22,10 @@ def locate(source: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a repository.
+        ValueError: a file of the folder is a link to a file outside of it.
     """
     if Path(source).is_dir():
+        check_links(Path(source))
         return Path(source)
     if Path(source).exists():
         raise FileNotFoundError(f"{source} is a file: expected the folder that contains it")

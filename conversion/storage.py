@@ -13,16 +13,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import CONFIG_NAME
 
 from ..json_files import read_json
+from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, without_code
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
 
-# Fields of config.json that are not copied: rewritten, replaced by `rope_parameters`, describing quantized weights,
-# or naming code to run.
+# Fields of config.json that are not copied: rewritten, replaced by `rope_parameters`, describing quantized weights or
+# the origin, or naming code to run.
 NOT_COPIED = {
     *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version"),
     *("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
-    *("quantization_config", "auto_map", "_name_or_path", "_commit_hash"),
+    *("quantization_config", "_name_or_path", "_commit_hash"),
+    *(*CODE_ENTRIES, *IMPLEMENTATION_ENTRIES),
 }
 
 
@@ -73,7 +75,7 @@ class Storage:
             config.standardize_rope_params()  # as every model does: merges the fields beside `rope_parameters`
             values["rope_parameters"] = {n: value for n, value in config.rope_parameters.items() if n != "type"}
         known = {*values, *NOT_COPIED, *self.replaced, *native.attribute_map}
-        return values, {name: value for name, value in stored.items() if name not in known}
+        return values, without_code({name: value for name, value in stored.items() if name not in known})
 
     def open(self, folder: Path) -> Checkpoint:
         """Returns the tensors of a folder."""
@@ -83,7 +85,7 @@ class Storage:
         """Writes the weights and the configuration of a native model."""
         write_shards(folder, weights, max_shard_size, track)
         omitted = {*NOT_COPIED, *self.replaced, *self.attributes}
-        copied = {name: value for name, value in fields.items() if name not in omitted}
+        copied = without_code({name: value for name, value in fields.items() if name not in omitted})
         config = CONFIG_MAPPING[self.name].from_dict(copied)
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.name]]
         config.dtype = weights.dtype

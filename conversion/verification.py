@@ -7,13 +7,14 @@ from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..model.configuration_gpt import GPTConfig
+from ..tokenization.loading import open_tokenizer
+from ..tokenization.vocabulary_files import TOKENIZER_FILE
 from .families import find_family
 from .loading import load_model
 from .sources import locate
-from .tokenizers import TOKENIZER
 
 LENGTH = 128  # tokens per row, or `max_position_embeddings` if that is less
 
@@ -69,9 +70,8 @@ def _inputs(folder: Path) -> dict[str, torch.Tensor]:
     length = min(LENGTH, config.max_position_embeddings)
     ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     inputs = {"random tokens": ids}
-    if (folder / TOKENIZER).is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if (folder / TOKENIZER_FILE).is_file():
         text = topics["function"][: 20 * length]  # documentation that comes with Python
-        real = tokenizer(text, return_tensors="pt", truncation=True, max_length=length)["input_ids"]
+        real = open_tokenizer(folder)(text, return_tensors="pt", truncation=True, max_length=length)["input_ids"]
         inputs["real tokens"] = real.clamp(max=config.vocab_size - 1)
     return inputs

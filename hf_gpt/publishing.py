@@ -30,11 +30,14 @@ ARCHITECTURE_FIELDS = (
 
 
 def usage_code(folder: Path | str, prompt: str) -> str:
-    """Returns three lines of Python that load a saved model and print its continuation of a prompt."""
+    """Returns four lines of Python that load a saved model and print its continuation of a prompt.
+
+    The code of the model is trusted, because hf_gpt has saved it; that of the tokenizer is not, because it has none.
+    """
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer, model = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True), "
-        f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=False)\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
         f'print(tokenizer.decode(model.generate(**tokenizer({prompt!r}, return_tensors="pt"))[0]))'
     )
 

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import CONFIG_NAME
 
 from .conversion.checkpoints import weight_files
@@ -20,10 +21,12 @@ from .folders import new_folder, state_of
 from .json_files import read_json
 from .model.configuration_gpt import GPTConfig
 from .model.modeling_gpt import GPTForCausalLM
+from .model.remote_code import without_code
 from .presets import preset_config, preset_names
 from .publishing import build_model_card, draw_loss_curve, usage_code
-from .tokenization import train_tokenizer
+from .tokenization import open_tokenizer, train_tokenizer
 from .training.runs import CHECKPOINTS, RunReport, RunSettings, read_report, record_settings, train_model
+from .trust import check_links, check_own_code
 
 LOSS_CURVE = "loss.png"
 DEFAULT_PROMPT = "Once"  # of the usage code, if there is no prompt
@@ -78,6 +81,8 @@ def find_origin(name: str, overrides: dict[str, Any] | None = None) -> Origin:
     path = Path(name)
     if not path.exists():
         raise ValueError(f"{name!r} is not a file, a folder or a preset. The presets are {', '.join(preset_names())}")
+    if path.is_dir():
+        check_links(path)
     read_json(path / CONFIG_NAME if path.is_dir() else path)  # a clearer error than that of transformers
     values, _ = GPTConfig.get_config_dict(path)
     config = GPTConfig(**GPTConfig.override(values, overrides))
@@ -129,7 +134,7 @@ def train_from_text(
         identity = {
             "text": data,
             "sha256": _digest(texts),
-            "model": origin.config.to_diff_dict(),
+            "model": without_code(origin.config.to_diff_dict()),
             "checkpoint": str(origin.checkpoint),
             "tokenizer": str(tokenizer_folder),
         }
@@ -161,16 +166,25 @@ def train_from_text(
 def generate_in_new_interpreter(folder: Path, prompt: str) -> str:
     """Returns the continuation of a prompt by a saved model, loaded by the Auto classes in a new interpreter.
 
+    The interpreter runs the code in the folder, which must be that of this package. It imports nothing from the working
+    folder, and reads no code that transformers has cached.
+
     Raises:
+        ValueError: the folder contains other code.
         RuntimeError: the model could not be loaded. The message ends with the last line of the traceback.
     """
-    process = subprocess.run(
-        [sys.executable, "-c", usage_code(folder, prompt)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
-        encoding="utf-8",
-    )
+    folder = folder.resolve()
+    check_own_code(folder)
+    with TemporaryDirectory() as empty:
+        settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{empty}/modules", "PYTHONIOENCODING": "utf-8"}
+        process = subprocess.run(
+            [sys.executable, "-c", usage_code(folder, prompt)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=empty,  # python -c imports from the working folder
+            env=os.environ | settings,
+            encoding="utf-8",
+        )
     if process.returncode:
         raise RuntimeError(f"a new interpreter could not use {folder}: {process.stderr.strip().splitlines()[-1]}")
     return process.stdout.strip()
@@ -188,7 +202,7 @@ def _build_tokenizer(
     """Loads the tokenizer of the interrupted run, of `tokenizer_folder` or of the checkpoint, or trains one."""
     trained = folder if (folder / "tokenizer.json").exists() else None
     if source := trained or tokenizer_folder or origin.checkpoint:
-        return AutoTokenizer.from_pretrained(source)
+        return open_tokenizer(source)
     tokenizer = train_tokenizer(texts, origin.config.vocab_size, show_progress=True)
     tokenizer.model_max_length = origin.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

@@ -27,7 +27,7 @@ LEVELS = (
     {"conversion"},
     {"data"},
     {"tokenization"},
-    {"accounting", "presets"},
+    {"accounting", "presets", "trust"},
     {"model"},
     {"compatibility", "folders", "model_cards", "version"},
     {"json_files"},

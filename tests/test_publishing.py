@@ -82,7 +82,7 @@ def test_usage_code_runs(tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path)
     make_model(vocab_size=300).save_pretrained(tmp_path)
     code = usage_code(tmp_path, "the 'quick'\n")
-    assert len(code.splitlines()) == 3
+    assert len(code.splitlines()) == 4
     exec(code, {})
     assert capsys.readouterr().out.startswith("the 'quick'\n")
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()

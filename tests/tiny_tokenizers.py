@@ -42,6 +42,20 @@ def write_vocab_and_merges(backend: Tokenizer, folder: Path) -> tuple[Path, Path
     return vocab, merges
 
 
+def write_saved(tokenizer, folder):
+    tokenizer.save_pretrained(folder)
+
+
+def write_hugging_face(tokenizer, folder):
+    write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
+
+
+def write_openai(tokenizer, folder):
+    vocab, merges = write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
+    vocab.rename(folder / "encoder.json")
+    merges.rename(folder / "vocab.bpe")
+
+
 def read_pairs(merges: Path) -> list[tuple[str, str]]:
     """Reads the merges below the `#version` line, for transformers' own tokenizer classes."""
     return [tuple(line.split(" ")) for line in merges.read_text("utf-8").rstrip("\n").split("\n")[1:]]

@@ -1,11 +1,9 @@
 """`hf-gpt convert`, `export`, `upcycle` and `quantize`: a new checkpoint from another one."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers import AutoTokenizer
 
 from ..accounting import account
 from ..conversion import FAMILIES, convert, export, verify
@@ -13,6 +11,7 @@ from ..conversion.engine import SHARD_SIZE
 from ..conversion.families import recognize
 from ..conversion.loading import load_model
 from ..conversion.sources import locate
+from ..conversion.tokenizers import copy_tokenizer
 from ..folders import new_folder
 from ..model.configuration_gpt import GPTConfig
 from ..surgery import quantize, upcycle_checkpoint
@@ -122,8 +121,7 @@ def quantize_command(
     source = locate(src)
     with new_folder(out) as folder:
         quantize(load_model(source), to, group_size=group_size).save_pretrained(folder)
-        with suppress(OSError, ValueError):  # if the model has no tokenizer
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        copy_tokenizer(source, folder)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     print_line(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
 

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoTokenizer, GenerationConfig, TextStreamer, set_seed
+from transformers import GenerationConfig, TextStreamer, set_seed
 
 from ..conversion.loading import load_model
 from ..data.text_sources import read_files
+from ..tokenization import open_tokenizer
 from .console import console
 from .options import parse_value, suggest
 
@@ -33,12 +34,8 @@ def generate(
     """
     options = parse_generation_options(context.args)
     prompts = read_prompts(prompt or [], file or [])
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{model} is neither a folder with a model and a tokenizer nor a model on the Hub: {error}"
-        ) from error
+    tokenizer = open_tokenizer(model)
+    tokenizer.padding_side = "left"
     network = load_model(model)
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())

@@ -10,14 +10,13 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..conversion.tokenizers import open_tokenizer
 from ..data.documents import read_documents
 from ..data.encoders import Encoder, build_encoder
 from ..data.token_files import skipped_documents
 from ..data.tokenizing import SHARD_TOKENS, tokenize_files
 from ..folders import new_folder
 from ..tokenization.construction import SPECIAL_TOKENS
-from ..tokenization.loading import SHIPPED_TOKENIZER
+from ..tokenization.loading import SHIPPED_TOKENIZER, open_tokenizer
 from ..tokenization.split_patterns import SPLIT_PATTERNS
 from ..tokenization.training import SAMPLE_BYTES, train_tokenizer
 from .console import console, print_line

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .class_names import auto_map
 from .configuration_gpt import GPTConfig
 from .quantized_weights import install_kernels
+from .remote_code import keep_local_code
 
 NEEDS_TORCHAO = "quantized weights need torchao: pip install 'hf_gpt[quant]'"
 ALREADY_QUANTIZED = "quantization_config: the model is quantized already, expected the original model"
@@ -54,8 +55,11 @@ class CheckpointFiles:
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, configuration and this code, so that each Auto class loads the folder without hf_gpt installed
-        (`trust_remote_code=True`)."""
+        (`trust_remote_code=True`). Entries that name code outside of the folder are not saved."""
+        keep_local_code(self.config, save_directory)
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map()}
+        if self.can_generate():
+            keep_local_code(self.generation_config, save_directory)
         self._keys_to_ignore_on_save = tied_quantized_parts(self)
         if getattr(self, "hf_quantizer", None) is not None:
             kwargs["save_original_format"] = False  # transformers cannot restore the original format after loading

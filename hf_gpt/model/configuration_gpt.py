@@ -28,6 +28,7 @@ from .field_rules import (
     without_default,
 )
 from .parallel_plans import Plan, expert_parallel_plan, pipeline_parallel_plan, tensor_parallel_plan
+from .remote_code import keep_local_code, refuse_kernels
 from .rope_parameters import DEFAULT_ROPE, check_rope
 
 logger = logging.get_logger(__name__)
@@ -380,6 +381,12 @@ class GPTConfig(PreTrainedConfig):
         """Returns what config.json contains, as in the base class, and which fields are derived."""
         return super().to_diff_dict() | {"derived_fields": self.derived_fields}
 
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save `config.json` and this code, as in the base class, without entries that name code outside of the
+        folder."""
+        keep_local_code(self, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def replace(self, **overrides: Any) -> "GPTConfig":
         """Returns a new configuration with some fields replaced. Fields that were derived are derived again.
 
@@ -428,6 +435,7 @@ class GPTConfig(PreTrainedConfig):
     def override(cls, stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         """Returns stored fields, valid or not, with some replaced, and without those that are derived: they are derived
         again."""
+        refuse_kernels(stored)
         stored = {"derived_fields": None} | saved_fields(stored)
         overrides = to_fields(overrides, stored.get("rope_parameters"))
         if stored["derived_fields"] is None:  # written by a version that did not list them, or by hand

@@ -9,12 +9,13 @@ the same options:
         vocabulary is added to it, for which a model needs another row of its embedding.
 """
 
-from .loading import load_tokenizer
+from .loading import load_tokenizer, open_tokenizer
 from .openai_formats import tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges, tokenizer_to_tiktoken
 from .training import train_tokenizer
 
 __all__ = [
     "load_tokenizer",
+    "open_tokenizer",
     "tokenizer_from_tiktoken",
     "tokenizer_from_vocab_and_merges",
     "tokenizer_to_tiktoken",

@@ -1,14 +1,28 @@
-"""Loads the tokenizer that ships with hf_gpt."""
+"""Loads the tokenizer that ships with hf_gpt, and any other, without running code of its origin."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import transformers
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME
 
+from ..model.remote_code import CODE_ENTRIES
+from ..trust import check_links
 from .construction import BYTE_LEVEL_ROLES, build_tokenizer
+from .openai_formats import ENCODINGS, tokenizer_from_tiktoken, tokenizer_from_vocab_and_merges
+from .vocabulary_files import SETTINGS_FILES, TOKENIZER_FILE, check_tokenizer_files
 
 SHIPPED_TOKENIZER = Path(__file__).with_name("shipped")
+
+HF_PAIR = ("vocab.json", "merges.txt")
+OPENAI_PAIRS = (("encoder.json", "vocab.bpe"), ("encoder_bpe_40000.json", "vocab_40000.bpe"))  # vocabulary, merges
+# Files that some checkpoints have with tokenizer.json or instead of it, and that the native tokenizer class reads.
+COMPANIONS = ("added_tokens.json", "chat_template.jinja", *HF_PAIR, "tokenizer.model")
 
 
 def load_tokenizer(**options) -> PreTrainedTokenizerFast:
@@ -30,3 +44,109 @@ def load_tokenizer(**options) -> PreTrainedTokenizerFast:
     tokenizer = build_tokenizer(backend, BYTE_LEVEL_ROLES, stored["extra_special_tokens"], **options)
     tokenizer.chat_template = (SHIPPED_TOKENIZER / "chat_template.jinja").read_text("utf-8")
     return tokenizer
+
+
+def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer in a folder, on the Hub, or in a `.tiktoken` file. No code that it brings is run.
+
+    Args:
+        name: a folder in any format that `convert` reads, a Hub id, or a `.tiktoken` file named after its encoding.
+        options: keyword arguments of `AutoTokenizer.from_pretrained`, for a tokenizer in the format of transformers.
+
+    Raises:
+        OSError: there is no tokenizer, it is damaged, or it consists of code.
+        ValueError: a file of the tokenizer is damaged or a link to a file outside of the folder, or a `.tiktoken` file
+            is not named after an encoding.
+    """
+    path = Path(name)
+    if path.suffix == ".tiktoken" and path.is_file():
+        if path.stem not in ENCODINGS:
+            raise ValueError(f"{path}: expected the name of an encoding, {', '.join(ENCODINGS)}")
+        return tokenizer_from_tiktoken(path, path.stem)
+    if path.is_dir():
+        check_links(path)
+        check_tokenizer_files(path)
+        if not (path / TOKENIZER_FILE).is_file() and (tokenizer := build_from_vocabulary(path)) is not None:
+            return tokenizer
+    return load_stock_tokenizer(name, **options)
+
+
+def build_from_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer of a folder without `tokenizer.json`, None without a tokenizer."""
+    for ranks in sorted(folder.glob("*.tiktoken")):
+        return tokenizer_from_tiktoken(ranks, ranks.stem)
+    files = (*SETTINGS_FILES, *COMPANIONS)
+    is_native = (folder / CONFIG_NAME).is_file() and any((folder / name).is_file() for name in files)
+    # The native class reads its own pair, with options that the two files do not contain.
+    for vocabulary, merges in OPENAI_PAIRS if is_native else (*OPENAI_PAIRS, HF_PAIR):
+        if (folder / vocabulary).is_file() and (folder / merges).is_file():
+            return tokenizer_from_vocab_and_merges(folder / vocabulary, folder / merges)
+    return load_stock_tokenizer(folder) if is_native else None
+
+
+def load_stock_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer in the format of transformers, by a class of transformers.
+
+    Where the tokenizer is a class of its own origin (`auto_map`), `tokenizer.json` alone is read.
+
+    Args:
+        name: a folder or a Hub id.
+        options: keyword arguments of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        OSError: there is no tokenizer, it is damaged, or it consists of code.
+    """
+    try:
+        stored = _read_settings(name, options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        except Exception:
+            if "auto_map" not in stored:
+                raise
+            tokenizer = _load_tokenizer_json(name, stored, options)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise OSError(f"{name} is neither a folder with a tokenizer nor a tokenizer on the Hub: {error}") from error
+    return forget_code(tokenizer)
+
+
+def forget_code(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Removes the entries that name code from what a tokenizer saves, and returns it. The entry of a class that was
+    registered with `register_for_auto_class` is added again when it is saved, with its code."""
+    for name in CODE_ENTRIES:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
+
+
+def stock_class(name: Any) -> type[PreTrainedTokenizerBase] | None:
+    """Returns the tokenizer class of transformers that has a name, None if there is no such class.
+
+    Raises:
+        ValueError: transformers has something else of this name. AutoTokenizer would load that, and a model may ask
+            whether to run code.
+    """
+    found = getattr(transformers, str(name), None)
+    if found is None or (isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)):
+        return found
+    raise ValueError(f"tokenizer_class={name!r} is not a tokenizer: expected a tokenizer class of transformers")
+
+
+def _read_settings(name: Path | str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json, after checking the class that it or config.json chooses."""
+    stored = get_tokenizer_config(name, **options)
+    try:
+        model_settings, _ = PreTrainedConfig.get_config_dict(name, **options)
+    except OSError:  # a tokenizer alone
+        model_settings = {}
+    for settings in (stored, model_settings):
+        stock_class(settings.get("tokenizer_class"))
+    return stored
+
+
+def _load_tokenizer_json(name: Path | str, stored: dict[str, Any], options: dict[str, Any]) -> PreTrainedTokenizerFast:
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name, **options)
+    except Exception as error:
+        raise ValueError(
+            f"{TOKENIZER_CONFIG_FILE} names code, auto_map={stored['auto_map']!r}, which is not run, and there is no "
+            f"{TOKENIZER_FILE} to load instead"
+        ) from error

@@ -49,5 +49,5 @@ def test_bad_arguments(run, saved, arguments, message):
 
 
 def test_a_model_that_does_not_exist(run):
-    assert_error(run("generate", "/nowhere", "--prompt", "The"), "/nowhere is neither a folder with a model")
-    assert_error(run("generate", "nothing", "--prompt", "The"), "nothing is neither a folder with a model")
+    assert_error(run("generate", "/nowhere", "--prompt", "The"), "/nowhere is neither a folder with a tokenizer")
+    assert_error(run("generate", "nothing", "--prompt", "The"), "nothing is neither a folder with a tokenizer")

@@ -34,7 +34,7 @@ def test_demo(run, text, tmp_path):
 
     assert "generated in a new interpreter" in output
     assert "The quick" in output
-    lines = output.strip().splitlines()[-3:]
+    lines = output.strip().splitlines()[-4:]
     assert "AutoModelForCausalLM" in lines[0]
     AutoModelForCausalLM.from_pretrained(out)
 

@@ -3,12 +3,11 @@ import json
 
 import pytest
 from native import assert_convert_raises, save_native
-from tiny_tokenizers import write_vocab_and_merges
+from tiny_tokenizers import write_hugging_face, write_openai, write_saved
 from transformers import AutoTokenizer, GPT2Tokenizer, OpenAIGPTTokenizer
 
 from hf_gpt.conversion import checkpoints, convert, export
-from hf_gpt.conversion.tokenizers import open_tokenizer
-from hf_gpt.tokenization import tokenizer_to_tiktoken, train_tokenizer
+from hf_gpt.tokenization import train_tokenizer
 
 TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
 
@@ -25,24 +24,10 @@ def native(tmp_path):
     return tmp_path / "native"
 
 
-def write_saved(tokenizer, folder):
-    tokenizer.save_pretrained(folder)
-
-
 def write_saved_without_class(tokenizer, folder):
     """As in GPT-2's repository on the Hub."""
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
-
-
-def write_hugging_face(tokenizer, folder):
-    write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
-
-
-def write_openai(tokenizer, folder):
-    vocab, merges = write_vocab_and_merges(tokenizer.backend_tokenizer, folder)
-    vocab.rename(folder / "encoder.json")
-    merges.rename(folder / "vocab.bpe")
 
 
 @pytest.mark.parametrize(
@@ -109,31 +94,3 @@ def test_an_invalid_tokenizer_is_detected_before_weights_are_written(native, mon
     (native / "tokenizer_config.json").write_text("{")
     monkeypatch.setattr(checkpoints, "save_file", None)
     assert_convert_raises(native, "tokenizer_config.json is not valid JSON")
-
-
-@pytest.mark.parametrize("write", [write_saved, write_openai, write_hugging_face], ids=lambda f: f.__name__)
-def test_open_a_folder(trained, write, tmp_path):
-    write(trained, tmp_path)
-    assert open_tokenizer(tmp_path)(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
-
-
-def test_open_a_file_of_ranks(trained, tmp_path):
-    tokenizer_to_tiktoken(trained, tmp_path / "r50k_base.tiktoken")
-    assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == trained(TEXT)["input_ids"]
-    (tmp_path / "r50k_base.tiktoken").rename(tmp_path / "mine.tiktoken")
-    with pytest.raises(ValueError, match=r"mine\.tiktoken: expected the name of an encoding, r50k_base"):
-        open_tokenizer(tmp_path / "mine.tiktoken")
-
-
-def test_open_a_missing_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
-        with pytest.raises(OSError, match="is neither a folder with a tokenizer nor a tokenizer on the Hub"):
-            open_tokenizer(name, local_files_only=True)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": {"vocab": {"a": -1}}, "added_tokens": []}'])
-def test_open_a_damaged_tokenizer(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        open_tokenizer(tmp_path)

@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_gpt import GPTConfig, GPTForCausalLM, GPTModel
 from hf_gpt.conversion import convert
 from hf_gpt.model.checkpoints import tied_quantized_parts
+from hf_gpt.model.class_names import auto_map
 from hf_gpt.model.modeling_gpt import AUTO_CLASSES
 from hf_gpt.surgery.quantization import quantize
 
@@ -166,13 +167,16 @@ def test_base_and_head_checkpoints_load_into_each_other(tmp_path):
     assert torch.equal(again(random_ids(1, 4))[0], model(random_ids(1, 4))[0])
 
 
-def test_other_entries_of_the_auto_map_are_preserved(tmp_path):
-    model = make_model()
-    model.config.auto_map = {"AutoTokenizer": ["mine.Slow", None]}
-    model.save_pretrained(tmp_path)
-    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert auto_map["AutoTokenizer"] == ["mine.Slow", None]
-    assert auto_map["AutoModelForCausalLM"] == "modeling_gpt.GPTForCausalLM"
+def test_the_auto_map_names_code_in_the_folder_alone(tmp_path):
+    model, foreign = make_model(), ["mine.Slow", None]
+    for folder in (tmp_path / "with", tmp_path / "without"):
+        model.config.auto_map = {"AutoTokenizer": foreign, "AutoProcessor": "someone/other--theirs.Processor"}
+        folder.mkdir()
+        if folder.name == "with":
+            (folder / "mine.py").touch()
+        model.save_pretrained(folder)
+        entries = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert entries == auto_map() | ({"AutoTokenizer": foreign} if folder.name == "with" else {})
 
 
 def test_error_names_a_missing_weight_file(tmp_path):

@@ -2,13 +2,18 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import TOKENIZERS, write_hugging_face, write_openai, write_saved
 from transformers import PreTrainedTokenizerFast
 
 from hf_gpt.data.encoders import build_encoder
-from hf_gpt.tokenization.loading import SHIPPED_TOKENIZER, load_tokenizer
+from hf_gpt.tokenization import tokenizer_to_tiktoken
+from hf_gpt.tokenization.loading import SHIPPED_TOKENIZER, load_tokenizer, open_tokenizer
 
+TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
+TRAINED = TOKENIZERS["gpt2"]
 TOKENIZER = load_tokenizer()
 ENCODER = build_encoder(TOKENIZER)
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
@@ -42,3 +47,31 @@ def test_folder_loads_without_hf_gpt(tmp_path):
 def test_decoding_inverts_encoding(text):
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
     assert TOKENIZER.decode(ENCODER.encode([text])[0]) == text
+
+
+@pytest.mark.parametrize("write", [write_saved, write_openai, write_hugging_face], ids=lambda f: f.__name__)
+def test_open_a_folder(write, tmp_path):
+    write(TRAINED, tmp_path)
+    assert open_tokenizer(tmp_path)(TEXT)["input_ids"] == TRAINED(TEXT)["input_ids"]
+
+
+def test_open_a_file_of_ranks(tmp_path):
+    tokenizer_to_tiktoken(TRAINED, tmp_path / "r50k_base.tiktoken")
+    assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == TRAINED(TEXT)["input_ids"]
+    (tmp_path / "r50k_base.tiktoken").rename(tmp_path / "mine.tiktoken")
+    with pytest.raises(ValueError, match=r"mine\.tiktoken: expected the name of an encoding, r50k_base"):
+        open_tokenizer(tmp_path / "mine.tiktoken")
+
+
+def test_open_a_missing_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (tmp_path, tmp_path / "none", "nobody/nothing"):
+        with pytest.raises(OSError, match="is neither a folder with a tokenizer nor a tokenizer on the Hub"):
+            open_tokenizer(name, local_files_only=True)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": {"vocab": {"a": -1}}, "added_tokens": []}'])
+def test_open_a_damaged_tokenizer(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        open_tokenizer(tmp_path)
