@@ -1,5 +1,6 @@
 """GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): `GPTNeoXForCausalLM`."""
 
+from ..model.configuration_gpt import GPTConfig
 from .family import COMMON, Family, same
 from .rope import drop_ignored_rope
 from .storage import Fields, Storage
@@ -27,6 +28,11 @@ def read(native: Fields) -> Fields:
     return {"embedding_dropout": native["hidden_dropout"]}
 
 
+def write(config: GPTConfig) -> Fields:
+    rope = getattr(config, "rope_parameters", None)
+    return {"rope_parameters": rope and {"partial_rotary_factor": 1.0} | rope}  # 0.25 where it is missing
+
+
 GPT_NEOX = Family(
     storage=Storage("gpt_neox", replaced=("rotary_pct", "rotary_emb_base")),
     fields=COMMON
@@ -40,6 +46,7 @@ GPT_NEOX = Family(
     },
     constants={},
     read=read,
+    write=write,
     canonical=drop_ignored_rope,
     passthrough=frozenset({"is_decoder"}),
     layouts=(

@@ -140,6 +140,27 @@ def test_new_patterns_are_exported_to_a_family_that_has_them(tmp_path):
     assert_close(local(ids).logits, native(ids).logits)
 
 
+def is_expressed(variant: str, family: str) -> bool:
+    try:
+        FAMILIES[family].to_native(make_config(variant))
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("variant", "family"),
+    [(variant, family) for variant in VARIANTS for family in FAMILIES if is_expressed(variant, family)],
+)
+def test_export_of_a_model_that_was_not_converted(variant, family, tmp_path):
+    """What its configuration leaves out is not a default of the native class."""
+    ours = make_model(variant)
+    ours.save_pretrained(tmp_path / "ours")
+    native = FAMILIES[family].storage.load(export(tmp_path / "ours", tmp_path / "native", family))
+    ids = random_ids(2, 20)
+    assert_close(native.eval()(ids).logits, ours(ids).logits)
+
+
 def test_export_of_a_changed_model(native, tmp_path):
     """`native_fields` do not override a change."""
     ours = GPTForCausalLM.from_pretrained(convert(native, tmp_path / "ours"))
