@@ -5,15 +5,17 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from .documents import describe_decode_error
+from .documents import describe_decode_error, find_long_word_error
 
 
 def read_files(paths: Iterable[Path | str]) -> list[str]:
     """Reads UTF-8 text files, one document each.
 
+    Memory is at most 10 bytes per byte of the files.
+
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file is empty or not UTF-8.
+        ValueError: a file is empty, not UTF-8, or has no word boundary within `chunking.MAX_WORD_CHARACTERS`.
     """
     texts = []
     for path in map(Path, paths):
@@ -25,6 +27,8 @@ def read_files(paths: Iterable[Path | str]) -> list[str]:
             raise ValueError(f"{path} {describe_decode_error(error)}") from None
         if not text.strip():
             raise ValueError(f"{path} is empty: expected text")
+        if error := find_long_word_error([text]):
+            raise ValueError(f"{path} {error}")
         texts.append(text)
     return texts
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from transformers import PreTrainedTokenizerFast
 
 from ..folders import resumable_folder, state_of
-from .documents import Chunk, find_text_error, read_documents
+from .documents import Chunk, find_row_error, read_documents, split_document
 from .encoders import Encoder, build_encoder
 from .token_files import EncodedBatch, Place, TokenIndex, Tokens, TokenWriter, skipped_documents
 
@@ -33,16 +33,18 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> To
         texts: the documents.
 
     Raises:
-        ValueError: a document is not text, or the tokenizer has no end-of-text token, or one that text can become.
+        ValueError: a document is not text, or has no word boundary within `chunking.MAX_WORD_CHARACTERS`; or the
+            tokenizer has no end-of-text token, or one that text can become.
     """
     if isinstance(texts, str):
         raise ValueError("expected a list of texts, got one text")
-    texts = list(texts)
+    encoder, eos = build_encoder(tokenizer), _end_of_text_id(tokenizer)
+    whole, chunks = not encoder.is_chunkable, []
     for number, text in enumerate(texts):
-        if error := find_text_error(text):
+        if error := find_row_error(text, whole):
             raise ValueError(f"text {number} {error}")
-    chunks = [Chunk(text, True, None) for text in texts]
-    tokens, document_ends = _encode_chunks(chunks, build_encoder(tokenizer), _end_of_text_id(tokenizer))
+        chunks += split_document(text, None, whole)
+    tokens, document_ends = _encode_chunks(chunks, encoder, eos)
     return Tokens([tokens], document_ends)
 
 
@@ -167,7 +169,8 @@ def _encode_chunks(chunks: list[Chunk], encoder: Encoder, eos: int) -> tuple[np.
     """
     end = np.array([eos], np.uint32)
     parts, document_ends, length = [end[:0]], [], 0
-    for chunk, ids in zip(chunks, encoder.encode([chunk.text for chunk in chunks]), strict=True):
+    encoded = (ids for texts in _group_texts(chunks) for ids in encoder.encode(texts))
+    for chunk, ids in zip(chunks, encoded, strict=True):
         parts.append(ids)
         length += len(ids)
         if chunk.ends_document:
@@ -175,6 +178,18 @@ def _encode_chunks(chunks: list[Chunk], encoder: Encoder, eos: int) -> tuple[np.
             length += 1
             document_ends.append(length)
     return np.concatenate(parts).astype(encoder.dtype), np.array(document_ends, np.int64)
+
+
+def _group_texts(chunks: list[Chunk]) -> Iterator[list[str]]:
+    """Yields the texts in groups of about `BATCH_CHARACTERS`, because an encoder needs 430 bytes per character."""
+    group, size = [], 0
+    for chunk in chunks:
+        group.append(chunk.text)
+        size += len(chunk.text)
+        if size >= BATCH_CHARACTERS:
+            yield group
+            group, size = [], 0
+    yield group
 
 
 def _end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:

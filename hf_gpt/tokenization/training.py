@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tokenizers import models, trainers
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .byte_alphabet import BYTE_CHARACTERS
@@ -14,6 +14,7 @@ from .construction import BYTE_LEVEL_ROLES, SPECIAL_TOKENS, build_tokenizer, byt
 from .split_patterns import SPLIT_PATTERNS
 
 SAMPLE_BYTES = 100_000_000
+MAX_WORD = 1024  # bytes of a word to learn from; the trainer reads a whole word for each of its merges
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
@@ -38,6 +39,7 @@ def train_tokenizer(
             padding token; any other has no role.
         sample_bytes: maximum text to train on, in bytes of UTF-8. Longer texts are sampled evenly. Peak memory is
             proportional to it: 6 bytes per byte of English, 66 per byte of a script without spaces, such as Chinese.
+            Longer words than `MAX_WORD` bytes are learned from in parts.
         show_progress: print a progress bar.
         options: `add_prefix_space`, `add_bos_token`, `unk_token`, `bos_token`, `eos_token`, `pad_token`; see
             `hf_gpt.tokenization`.
@@ -62,6 +64,7 @@ def train_tokenizer(
         raise ValueError("no text to train a tokenizer on")
 
     learner = byte_level_backend(models.BPE(), split_pattern)
+    learner.pre_tokenizer = pre_tokenizers.Sequence([learner.pre_tokenizer, pre_tokenizers.FixedLength(MAX_WORD)])
     trainer = trainers.BpeTrainer(
         vocab_size=merged_size, initial_alphabet=sorted(BYTE_CHARACTERS), show_progress=show_progress
     )

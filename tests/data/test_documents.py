@@ -1,11 +1,13 @@
 import gzip
 import json
+import re
 import sys
 
 import pytest
 
 from hf_gpt.data import documents
 from hf_gpt.data.documents import read_documents
+from hf_gpt.tokenization import chunking
 from hf_gpt.tokenization.chunking import CHUNK_CHARACTERS
 
 LONG = "to be, or not to be: \r\n红楼梦。\t" * 4000
@@ -155,3 +157,128 @@ def test_bad_files(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_gpt\[data\]'"):
         list(read_documents(path))
+
+
+# Texts without a word boundary.
+UNITS = {
+    "blanks": " ",
+    "letters": "a",
+    "line ends": "\n",
+    "NUL": "\0",
+    "combining marks": "e\u0301",
+    "Chinese": "红楼梦",
+    "emoji": "👩\u200d",
+    "digits": "7",
+    "punctuation": "!",
+    "line ends of Windows": "\r\n",
+}
+MAX_WORD = chunking.MAX_WORD_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("unit", "suffix"),
+    [(unit, ".txt") for unit in UNITS] + [("letters", suffix) for suffix in (".txt.gz", ".jsonl", ".parquet")],
+)
+def test_long_words(tmp_path, unit, suffix):
+    """The longest word is read; a document with a longer one is skipped."""
+    for length in (MAX_WORD, MAX_WORD + 1):
+        word = (UNITS[unit] * length)[:length]
+        text = f"to be {word} or not"
+        path = write(tmp_path / f"a{suffix}", text)
+        boundaries = [*chunking.split_into_chunks(text, 1)]
+        if max(map(len, boundaries)) > MAX_WORD:
+            (chunk,) = read_documents(path)
+            assert "has no word boundary within 524,288 characters from character" in chunk.error
+            assert not chunk.text
+        else:
+            assert join_documents(read_documents(path)) == [text]
+        assert join_documents(read_documents(path, whole=True)) == [text]
+    assert max(map(len, boundaries)) > MAX_WORD
+
+
+def write(path, text):
+    content = json.dumps({"text": text}).encode() if ".jsonl" in path.name else text.encode()
+    if path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": [text]}), path)
+    else:
+        path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    return path
+
+
+def test_a_long_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 7)
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "a"}}\n{{"text": "{"to be " * 20}"}}\n{{"text": "b"}}\n')
+    first, skipped, last = read_documents(tmp_path / "rows.jsonl")
+    assert (first.text, last.text) == ("a", "b")
+    assert skipped.error == f"{tmp_path / 'rows.jsonl'}, byte 14 has more than 16,777,216 bytes"
+    assert [chunk.text for chunk in read_documents(tmp_path / "rows.jsonl", position=skipped.position)] == ["b"]
+    path, _ = write_parquet(tmp_path, ["a", "to be " * 20, "b"])
+    first, skipped, last = read_documents(path)
+    assert (first.text, last.text) == ("a", "b")
+    assert skipped.error == f"{path}, row 2 has more than 16,777,216 bytes"
+
+
+def test_a_compressed_text_that_is_too_long_to_be_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_ROW_BYTES", 100)
+    path = write(tmp_path / "a.txt.gz", "to be " * 20)
+    (chunk,) = read_documents(path, whole=True)
+    assert chunk.error == f"{path} has more than 100 bytes, which this tokenizer cannot encode in parts"
+    assert join_documents(read_documents(path)) == ["to be " * 20]
+    assert join_documents(read_documents(write(tmp_path / "a.txt", "to be " * 20), whole=True)) == ["to be " * 20]
+
+
+def test_row_groups_of_parquet(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
+    path = tmp_path / "rows.parquet"
+    texts = [f"to be {number}" for number in range(8)]
+    texts[4:6] = ["a " * 100_000, "b " * 100_000]
+    table = pyarrow.table({"nested": [{"a": 1, "b": 2}] * 8, "text": texts})
+    parquet.write_table(table, path, row_group_size=2, compression="zstd")
+    assert join_documents(read_documents(path)) == texts
+    monkeypatch.setattr(documents, "MAX_UNPACKED_BYTES", 100_000)
+    for position in range(5):
+        chunks = list(read_documents(path, position=position))
+        assert [chunk.text for chunk in chunks if not chunk.error] == texts[position:4] + texts[6:]
+        (skipped,) = (chunk for chunk in chunks if chunk.error)
+        assert re.fullmatch(
+            rf"{path}, every row from 5 to 6 has 400,\d\d\d bytes, more than 100 times as many as compressed",
+            skipped.error,
+        )
+        assert skipped.position == 6
+
+
+def test_columns_of_parquet_that_are_not_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
+    path = tmp_path / "rows.parquet"
+    for values, kind in ([1], "int64"), ([b"a"], "binary"), ([["a"]], "list<element: string>"), ([{"a": 1}], "struct"):
+        parquet.write_table(pyarrow.table({"text": values}), path)
+        (chunk,) = read_documents(path)
+        assert chunk.error.startswith(f"{path}, every row is not text but {kind}")
+    for kind in (pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
+        parquet.write_table(pyarrow.table({"text": pyarrow.array(["a", None, "b", "a"], kind)}), path)
+        chunks = list(read_documents(path))
+        assert [chunk.text for chunk in chunks] == ["a", "", "b", "a"]
+        assert chunks[1].error == f"{path}, row 2 is not text but NoneType"
+    ends, characters = pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffb")
+    parquet.write_table(pyarrow.table({"text": pyarrow.StringArray.from_buffers(2, ends, characters)}), path)
+    skipped, good = read_documents(path)
+    assert skipped.error == f"{path}, row 1 is not UTF-8 text: byte 1 is 0xff"
+    assert good.text == "b"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not gzip", b"\x1f\x8b", gzip.compress(b"a ")[:-1], gzip.compress(b"a ") + b"more"]
+)
+def test_damaged_gzip(tmp_path, content):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(content)
+    if content:
+        with pytest.raises(OSError, match=r"a\.txt\.gz is damaged"):
+            list(read_documents(path))
+    else:
+        (chunk,) = read_documents(path)
+        assert chunk.error == f"{path} is empty"
