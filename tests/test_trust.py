@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from bait import MARK, TEMPLATES, edit, make_working_folder, set_adapter_bait, set_bait
+import torch
+from bait import MARK, TEMPLATES, Pickled, edit, make_working_folder, set_adapter_bait, set_bait
 from command_line import TEXT, Result, assert_error
 from jinja2.exceptions import SecurityError
 from native import save_native
+from stock_trainer import killed_at
 from tiny import make_model
 from transformers import AutoTokenizer
 
@@ -99,6 +101,7 @@ WRITING = {
     "tokenize": ("ours", "tokenize", "TEXT", "--out", "OUT", "--tokenizer", "SOURCE"),
     "train-tokenizer": ("ours", "train-tokenizer", "TEXT", "--out", "OUT", "--vocab-size", 300, "--against", "SOURCE"),
 }
+RESUMED = (*TRAIN, "SOURCE", "--steps", 4, "--save-steps", 2)
 READING = {
     "info": ("ours", "info", "SOURCE"),
     "generate": ("ours", "generate", "SOURCE", "--prompt", "The", "--max_new_tokens", 2),
@@ -200,12 +203,56 @@ def test_a_tokenizer_that_is_code(run, source, clean, tmp_path, flag):
     assert not flag.exists()
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("entry", ["vocab", "merges", "gguf_file"])
+def test_settings_that_are_the_path_of_a_file(entry, file, run, clean, tmp_path):
+    """BertTokenizer reads each line of any file as a token, which is saved."""
+    (tmp_path / "private").write_text("[UNK]\nsecret\n")
+    (tmp_path / "source").mkdir()
+    edit(tmp_path / "source" / "config.json", {"model_type": "bert"})
+    edit(tmp_path / "source" / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "eos_token": "[UNK]"})
+    edit(tmp_path / "source" / file, {entry: str(tmp_path / "private")})
+    result = run(*fill(WRITING["tokenize"][1:], tmp_path / "source", clean, tmp_path / "out"))
+    assert_error(result, f"{entry}='{tmp_path}/private' in {file} is a path: expected no such entry")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_chat_template_stays_in_its_sandbox(template, clean, flag):
     tokenizer = AutoTokenizer.from_pretrained(clean / "ours", trust_remote_code=False)
     with pytest.raises(SecurityError):
         tokenizer.apply_chat_template([{"role": "user"}], chat_template=template.format(flag=flag), tokenize=False)
     assert not flag.exists()
+
+
+STATE = ("rng_state.pth", "optimizer.pt", "scheduler.pt", "training_args.bin", "pytorch_model.bin")
+
+
+@pytest.fixture(scope="module")
+def interrupted(clean, tmp_path_factory) -> Path:
+    """A folder with the interrupted run `out.partial` of `RESUMED`."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, killed_at(3), pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", ["hf-gpt", *fill(RESUMED, clean / "ours", clean, folder / "out")])
+        cli.main()
+    return folder
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_the_state_of_an_interrupted_run_is_no_code(name, run, interrupted, clean, tmp_path, flag):
+    shutil.copytree(interrupted / "out.partial", tmp_path / "out.partial")
+    (checkpoint,) = tmp_path.glob("out.partial/**/checkpoint-2")
+    torch.save(Pickled(flag), checkpoint / name)
+    if name == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    if (manifest := checkpoint / "manifest.json").is_file():
+        manifest.write_text(json.dumps({file.name: file.stat().st_size for file in checkpoint.iterdir()}))
+    result = run(*fill(RESUMED, clean / "ours", clean, tmp_path / "out"), "--resume")
+    assert not flag.exists()
+    assert result.status == (0 if name == "training_args.bin" else 1), result.errors  # it is not read
+    errors = [line for line in result.errors.splitlines() if "error: " in line]  # some after a progress bar
+    assert all("checkpoint-2 is not resumed: a pickle in it contains more than" in line for line in errors)
+    assert len(errors) == result.status
 
 
 @pytest.mark.parametrize("file", ["evil.py", "modeling_gpt.py", "custom_generate/generate.py"])

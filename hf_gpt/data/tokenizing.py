@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from transformers import PreTrainedTokenizerFast
 
 from ..folders import resumable_folder, state_of
+from ..tokenization.loading import forget_code
 from .documents import Chunk, find_row_error, read_documents, split_document
 from .encoders import Encoder, build_encoder
 from .token_files import EncodedBatch, Place, TokenIndex, Tokens, TokenWriter, skipped_documents
@@ -98,7 +99,7 @@ def tokenize_files(
         "shard_tokens": shard_tokens,
     }
     with resumable_folder(out, description) as folder:
-        tokenizer.save_pretrained(folder)
+        forget_code(tokenizer).save_pretrained(folder)
         dtype = encoder.dtype.newbyteorder("<").str
         with (
             TokenWriter(folder, TokenIndex(dtype, eos), shard_tokens) as writer,

@@ -6,11 +6,11 @@ from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, cached_file
 
+from ..json_files import read_json
 from ..model.remote_code import CODE_ENTRIES
 from ..trust import check_links
 from .construction import BYTE_LEVEL_ROLES, build_tokenizer
@@ -23,6 +23,8 @@ HF_PAIR = ("vocab.json", "merges.txt")
 OPENAI_PAIRS = (("encoder.json", "vocab.bpe"), ("encoder_bpe_40000.json", "vocab_40000.bpe"))  # vocabulary, merges
 # Files that some checkpoints have with tokenizer.json or instead of it, and that the native tokenizer class reads.
 COMPANIONS = ("added_tokens.json", "chat_template.jinja", *HF_PAIR, "tokenizer.model")
+# Entries of settings in which a string is the path of a file anywhere, for some classes of transformers.
+PATH_ENTRIES = ("vocab", "merges", "gguf_file")
 
 
 def load_tokenizer(**options) -> PreTrainedTokenizerFast:
@@ -46,12 +48,12 @@ def load_tokenizer(**options) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
+def open_tokenizer(name: Path | str, *, local_files_only: bool = False) -> PreTrainedTokenizerBase:
     """Returns the tokenizer in a folder, on the Hub, or in a `.tiktoken` file. No code that it brings is run.
 
     Args:
         name: a folder in any format that `convert` reads, a Hub id, or a `.tiktoken` file named after its encoding.
-        options: keyword arguments of `AutoTokenizer.from_pretrained`, for a tokenizer in the format of transformers.
+        local_files_only: do not download.
 
     Raises:
         OSError: there is no tokenizer, it is damaged, or it consists of code.
@@ -68,7 +70,7 @@ def open_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
         check_tokenizer_files(path)
         if not (path / TOKENIZER_FILE).is_file() and (tokenizer := build_from_vocabulary(path)) is not None:
             return tokenizer
-    return load_stock_tokenizer(name, **options)
+    return load_stock_tokenizer(name, local_files_only=local_files_only)
 
 
 def build_from_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
@@ -84,26 +86,26 @@ def build_from_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
     return load_stock_tokenizer(folder) if is_native else None
 
 
-def load_stock_tokenizer(name: Path | str, **options) -> PreTrainedTokenizerBase:
+def load_stock_tokenizer(name: Path | str, *, local_files_only: bool = False) -> PreTrainedTokenizerBase:
     """Returns a tokenizer in the format of transformers, by a class of transformers.
 
     Where the tokenizer is a class of its own origin (`auto_map`), `tokenizer.json` alone is read.
 
     Args:
         name: a folder or a Hub id.
-        options: keyword arguments of `AutoTokenizer.from_pretrained`.
+        local_files_only: do not download.
 
     Raises:
         OSError: there is no tokenizer, it is damaged, or it consists of code.
     """
     try:
-        stored = _read_settings(name, options)
+        auto_map = _read_settings(name, local_files_only).get("auto_map")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False)
         except Exception:
-            if "auto_map" not in stored:
+            if auto_map is None:
                 raise
-            tokenizer = _load_tokenizer_json(name, stored, options)
+            tokenizer = _load_tokenizer_json(name, local_files_only, auto_map)
     except Exception as error:  # tokenizers raises nothing more specific
         raise OSError(f"{name} is neither a folder with a tokenizer nor a tokenizer on the Hub: {error}") from error
     return forget_code(tokenizer)
@@ -130,23 +132,32 @@ def stock_class(name: Any) -> type[PreTrainedTokenizerBase] | None:
     raise ValueError(f"tokenizer_class={name!r} is not a tokenizer: expected a tokenizer class of transformers")
 
 
-def _read_settings(name: Path | str, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of tokenizer_config.json, after checking the class that it or config.json chooses."""
-    stored = get_tokenizer_config(name, **options)
-    try:
-        model_settings, _ = PreTrainedConfig.get_config_dict(name, **options)
-    except OSError:  # a tokenizer alone
-        model_settings = {}
-    for settings in (stored, model_settings):
+def _read_settings(name: Path | str, local_files_only: bool) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json, after checking the files by which AutoTokenizer chooses a class and
+    its arguments."""
+    settings: dict[str, Any] = {}
+    for file in (CONFIG_NAME, "special_tokens_map.json", TOKENIZER_CONFIG_FILE):
+        path = cached_file(
+            name,
+            file,
+            local_files_only=local_files_only,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        settings = {} if path is None else read_json(path)
         stock_class(settings.get("tokenizer_class"))
-    return stored
+        for entry in PATH_ENTRIES:
+            if isinstance(settings.get(entry), str):
+                raise ValueError(f"{entry}={settings[entry]!r} in {file} is a path: expected no such entry")
+    return settings
 
 
-def _load_tokenizer_json(name: Path | str, stored: dict[str, Any], options: dict[str, Any]) -> PreTrainedTokenizerFast:
+def _load_tokenizer_json(name: Path | str, local_files_only: bool, auto_map: Any) -> PreTrainedTokenizerFast:
     try:
-        return PreTrainedTokenizerFast.from_pretrained(name, **options)
+        return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=local_files_only)
     except Exception as error:
         raise ValueError(
-            f"{TOKENIZER_CONFIG_FILE} names code, auto_map={stored['auto_map']!r}, which is not run, and there is no "
+            f"{TOKENIZER_CONFIG_FILE} names code, auto_map={auto_map!r}, which is not run, and there is no "
             f"{TOKENIZER_FILE} to load instead"
         ) from error

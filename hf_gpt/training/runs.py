@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..compatibility import enable_activation_checkpointing
 from ..data import TokenBlocks, Tokens
 from ..json_files import read_json
+from ..tokenization.loading import forget_code
 from .metrics import ExpertMetrics
 
 CHECKPOINTS = "checkpoints"
@@ -100,11 +102,11 @@ def train_model(
         args=_training_arguments(folder / CHECKPOINTS, settings),
         train_dataset=training_rows,
         eval_dataset=evaluation_rows,
-        processing_class=tokenizer,
+        processing_class=forget_code(tokenizer),
         callbacks=[metrics],
     )
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / CHECKPOINTS))
+    _train(trainer, last_complete_checkpoint(folder / CHECKPOINTS))
     if not (evaluated := _logged(trainer, "eval_loss")) or evaluated[-1][0] != trainer.state.global_step:
         trainer.evaluate()
     training_curve, evaluation_curve = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
@@ -127,6 +129,16 @@ def train_model(
     (folder / f"{REPORT}.tmp").write_text(json.dumps(asdict(report), indent=2) + "\n")
     (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # atomic: its existence marks the end of training
     return report
+
+
+def _train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Trains from a checkpoint, or from the beginning. The Trainer loads no pickle with more than plain values."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError:
+        raise ValueError(
+            f"{checkpoint} is not resumed: a pickle in it contains more than tensors and plain values"
+        ) from None
 
 
 def _training_arguments(checkpoints: Path, settings: RunSettings) -> TrainingArguments:
