@@ -107,7 +107,7 @@ def account(config: GPTConfig, context: int | None = None, dtype: torch.dtype = 
 
     per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
     patterns = {name: build_pattern(config, name) for name in config.attention_patterns}
-    seen = {name: sum(map(pattern.keys_seen, range(context))) / context for name, pattern in patterns.items()}
+    seen = {name: pattern.pairs(context) / context for name, pattern in patterns.items()}
     keys_seen = sum(seen[name] for name in config.attention_patterns)
     layers = [
         LayerAccount(

@@ -26,12 +26,23 @@ from .sparse_attention import Piece
 CHUNK = 1024
 
 
+def triangle(length: int) -> int:
+    """Returns 1 + 2 + ... + `length`."""
+    return length * (length + 1) // 2
+
+
+def earlier_blocks(length: int, stride: int) -> int:
+    """Returns the number of blocks of `stride` positions before that of a position, summed over `length` positions."""
+    blocks, rest = divmod(length, stride)
+    return stride * triangle(blocks - 1) + rest * blocks
+
+
 class Dense(NamedTuple):
     """Every key."""
 
-    def keys_seen(self, position: int) -> int:
-        """Returns how many keys the query at `position` sees."""
-        return position + 1
+    def pairs(self, length: int) -> int:
+        """Returns how many keys the queries of a sequence see, summed over the queries."""
+        return triangle(length)
 
     def keys_cached(self, length: int) -> int:
         """Returns how many keys a dynamic cache holds after `length` tokens."""
@@ -59,8 +70,9 @@ class Banded(NamedTuple):
         """Longest sequence whose queries all see each earlier key."""
         return self.window
 
-    def keys_seen(self, position: int) -> int:
-        return min(position + 1, self.window)
+    def pairs(self, length: int) -> int:
+        beyond = max(0, length - self.window)  # queries that see a whole window
+        return triangle(length - beyond) + beyond * self.window
 
     def keys_cached(self, length: int) -> int:
         return min(length, self.window - 1)
@@ -103,8 +115,8 @@ class Strided(NamedTuple):
     def reach(self) -> int:
         return self.stride + 1
 
-    def keys_seen(self, position: int) -> int:
-        return min(position + 1, self.stride) + position // self.stride
+    def pairs(self, length: int) -> int:
+        return Banded(self.stride).pairs(length) + earlier_blocks(length, self.stride)
 
     def keys_cached(self, length: int) -> int:
         return length
@@ -155,8 +167,10 @@ class Fixed(NamedTuple):
     def reach(self) -> int:
         return self.stride
 
-    def keys_seen(self, position: int) -> int:
-        return position % self.stride + 1 + position // self.stride * self.summary
+    def pairs(self, length: int) -> int:
+        blocks, rest = divmod(length, self.stride)
+        own = blocks * triangle(self.stride) + triangle(rest)
+        return own + earlier_blocks(length, self.stride) * self.summary
 
     def keys_cached(self, length: int) -> int:
         return length % self.stride + length // self.stride * self.summary

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from os import PathLike
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,11 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+from .common_fields import check_common_fields, check_keywords, public_attributes, refuse_members
 from .field_names import FIELD_OF, OTHER_NAMES, UNREADABLE, accept_other_names, is_saved, saved_fields, to_fields
 from .field_rules import (
+    MOST_LAYERS,
+    MOST_TOKENS,
     coefficient,
     flag,
     flat_mapping,
@@ -22,6 +26,7 @@ from .field_rules import (
     one_of,
     positive,
     probability,
+    shown,
     size,
     strings,
     token_id,
@@ -82,9 +87,15 @@ def _derive_head_dim(config: "GPTConfig") -> int:
     )
 
 
+def _for_each_layer(entry: str, config: "GPTConfig") -> list[str]:
+    if config.num_hidden_layers > MOST_LAYERS:  # no such list is made
+        raise ValueError(f"num_hidden_layers={shown(config.num_hidden_layers)}: expected at most {MOST_LAYERS}")
+    return [entry] * config.num_hidden_layers
+
+
 def _derive_attention_patterns(config: "GPTConfig") -> list[str]:
     if config.layer_types is None:
-        return ["dense"] * config.num_hidden_layers
+        return _for_each_layer("dense", config)
     # An unknown layer type is left as it is, for `_check_patterns` to report.
     return [ATTENTION_PATTERNS.get(layer_type, layer_type) for layer_type in config.layer_types]
 
@@ -110,7 +121,7 @@ DERIVATIONS: dict[str, Callable[["GPTConfig"], Any]] = {
     "num_experts_per_tok": lambda config: 2 if _has_experts(config) else None,
     "moe_intermediate_size": lambda config: config.intermediate_size if _has_experts(config) else None,
     "output_router_logits": lambda config: False if _has_experts(config) else None,
-    "mlp_layer_types": lambda config: ["sparse" if _has_experts(config) else "dense"] * config.num_hidden_layers,
+    "mlp_layer_types": lambda config: _for_each_layer("sparse" if _has_experts(config) else "dense", config),
     "attention_patterns": _derive_attention_patterns,
     "layer_types": lambda config: [LAYER_TYPES.get(pattern, pattern) for pattern in config.attention_patterns],
 }
@@ -122,7 +133,7 @@ def is_derived(name: str, config: Any) -> bool:
         return getattr(config, name) == DERIVATIONS[name](config)
     except ValueError:  # there is no such value
         return False
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ArithmeticError):
         return True
 
 
@@ -139,7 +150,7 @@ PER_LAYER = ("attention_patterns", "layer_types", "mlp_layer_types")
 
 def resized_lists(values: Mapping[str, Any], num_hidden_layers: Any) -> dict[str, list[str]]:
     """Returns the per-layer fields whose entries are all alike, for another number of layers."""
-    if not (is_int(num_hidden_layers) and num_hidden_layers > 0):
+    if not (is_int(num_hidden_layers) and 0 < num_hidden_layers <= MOST_LAYERS):
         return {}
     lists = {name: values[name] for name in PER_LAYER if isinstance(values.get(name), list)}
     return {name: value[:1] * num_hidden_layers for name, value in lists.items() if value == value[:1] * len(value)}
@@ -176,17 +187,17 @@ class GPTConfig(PreTrainedConfig):
     base_model_pp_plan = Plan(pipeline_parallel_plan)
 
     # --- sizes ---------------------------------------------------------------------------------------------------
-    vocab_size: int = size(50257)
+    vocab_size: int = size(50257, most=MOST_TOKENS)
     """Number of token ids."""
     hidden_size: int = size(768)
     """Width of the residual stream."""
     embedding_size: int | None = size(None)
     """Width of the token embeddings, if not `hidden_size`: a projection follows them and the last norm (OPT 350M)."""
-    num_hidden_layers: int = size(12)
+    num_hidden_layers: int = size(12, most=MOST_LAYERS)
     """Number of blocks."""
     intermediate_size: int | None = size(None)
     """Intermediate features of the feed-forward layer; 4 x `hidden_size` by default."""
-    max_position_embeddings: int = size(1024)
+    max_position_embeddings: int = size(1024, most=MOST_TOKENS)
     """Longest sequence: a limit for learned positions, the trained length for rotary ones."""
 
     # --- attention -----------------------------------------------------------------------------------------------
@@ -214,12 +225,12 @@ class GPTConfig(PreTrainedConfig):
     layer_types: list[str] | None = strings()
     """The layer types by which other tools choose caches: `sliding_attention` for banded, else `full_attention`.
     Derived from `attention_patterns`, or the other way round."""
-    sliding_window: int | None = size(None, least=2)
+    sliding_window: int | None = size(None, least=2, most=MOST_TOKENS)
     """Number of keys, its own included, that a query of a banded layer sees; at least 2, for transformers' caches."""
-    attention_stride: int | None = size(None, least=2)
+    attention_stride: int | None = size(None, least=2, most=MOST_TOKENS)
     """Keys in a block of a fixed layer; in a strided layer, keys in the band and distance of the columns (128 in Child
     et al. 2019)."""
-    attention_summary_size: int | None = size(None)
+    attention_summary_size: int | None = size(None, most=MOST_TOKENS)
     """Number of last keys of each block that later blocks of a fixed layer see (8 to 32 in Child et al. 2019)."""
 
     # --- positions -----------------------------------------------------------------------------------------------
@@ -318,7 +329,7 @@ class GPTConfig(PreTrainedConfig):
     """Dropout before the output layer of a task head."""
     layerdrop: float = probability()
     """Probability that a whole block is skipped in training (Fan et al. 2020; OPT)."""
-    initializer_range: float = positive(0.02)
+    initializer_range: float = positive(0.02, most=100)
     """Standard deviation of initial weights; in pre-norm blocks divided by sqrt(2 x layers) for projections into the
     residual stream (GPT-2, section 2.3). Token embeddings beside sinusoids, and the projections of narrow ones, have
     their own."""
@@ -339,8 +350,9 @@ class GPTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("base_model_ep_plan", None)  # earlier versions saved it
+        kwargs = public_attributes(kwargs)
         self._refuse_misspelled(kwargs)
-        self._check_fields()
+        self._check_fields(kwargs)
         derived = self._derive_fields(kwargs.pop("derived_fields", None) or ())
         self._refuse_unused_sizes()
         self._refuse_rope()
@@ -413,7 +425,7 @@ class GPTConfig(PreTrainedConfig):
         model_type = config_dict.get("model_type")
         if model_type != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: config.json has model_type={model_type!r}, expected "
+                f"{pretrained_model_name_or_path}: config.json has model_type={shown(model_type)}, expected "
                 f"{cls.model_type!r}. Convert a native checkpoint to hf_gpt first (hf-gpt convert), or load it with "
                 "the Auto classes of transformers."
             )
@@ -424,7 +436,12 @@ class GPTConfig(PreTrainedConfig):
         """Make a configuration, as in the base class. Keywords that are fields replace the stored ones."""
         names = OTHER_NAMES | own_fields(cls)
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        return super().from_dict(cls.override(config_dict, overrides), **kwargs)
+        if kwargs.get("dtype") == "auto":  # that of the file
+            del kwargs["dtype"]
+        check_keywords(GPTConfig, kwargs)
+        made = super().from_dict(cls.override(config_dict, overrides), **kwargs)
+        (made[0] if isinstance(made, tuple) else made).validate()  # a tuple with return_unused_kwargs
+        return made
 
     @classmethod
     def from_json_file(cls, json_file):
@@ -450,12 +467,18 @@ class GPTConfig(PreTrainedConfig):
             stored |= resized_lists(stored, overrides["num_hidden_layers"])
         return {name: value for name, value in stored.items() if name not in replaced} | overrides
 
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json, as in the base class, after checking all fields."""
+        self.validate()
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     def validate(self) -> None:
         """Checks each field, and the fields against each other. Called at construction, by models and by
         `save_pretrained`. A size that no layer uses is set to None, with a warning."""
         self._check_fields()
-        for name in self.derived_fields:
-            DERIVATIONS[name](self)  # raises if there is no such value
+        for name in DERIVATIONS:
+            if name in self.derived_fields:
+                DERIVATIONS[name](self)  # raises if there is no such value
         self._check_heads()
         self._drop_unused_sizes()
         self.check_depth()
@@ -498,7 +521,7 @@ class GPTConfig(PreTrainedConfig):
             value = getattr(self, name)
             for item in value if isinstance(value, list) else [value]:
                 if item is not None and item >= self.vocab_size:
-                    raise ValueError(f"{name}={value}: expected less than vocab_size={self.vocab_size}")
+                    raise ValueError(f"{name}={shown(value)}: expected less than vocab_size={self.vocab_size}")
 
     def _validate_dynamic_rope_parameters(self, rope_parameters: dict, ignore_keys: set[str] | None = None) -> None:
         # Here `dynamic` may have the original length, because `max_position_embeddings` may be extended.
@@ -522,7 +545,7 @@ class GPTConfig(PreTrainedConfig):
         derived = {*self.derived_fields} - {changed} | unset
         for name in DERIVATIONS:
             if name in derived and self._has(name):
-                with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # `validate` raises them
+                with suppress(KeyError, TypeError, ValueError, ArithmeticError):  # `validate` raises them
                     vars(self)[name] = DERIVATIONS[name](self)
         self.derived_fields = [name for name in DERIVATIONS if name in derived and vars(self).get(name) is not None]
 
@@ -542,20 +565,23 @@ class GPTConfig(PreTrainedConfig):
             if close := next(iter(get_close_matches(name, names, n=1, cutoff=0.9)), None):
                 raise ValueError(f"{name} is not a field of GPTConfig: did you mean {close}?")
         if (model_type := unknown.get("model_type", self.model_type)) != self.model_type:
-            raise ValueError(f"model_type={model_type!r}: expected {self.model_type!r}")
+            raise ValueError(f"model_type={shown(model_type)}: expected {self.model_type!r}")
+        refuse_members(GPTConfig, unknown)
 
     def _refuse_rope(self) -> None:
         if not _rotates(self) and getattr(self, "rope_parameters", None):
             raise ValueError(
-                f"rope_parameters={self.rope_parameters!r} with position_embedding_type="
+                f"rope_parameters={shown(self.rope_parameters)} with position_embedding_type="
                 f"{self.position_embedding_type!r}: leave it out, or set position_embedding_type='rope'"
             )
 
-    def _check_fields(self) -> None:
+    def _check_fields(self, others: Mapping[str, Any] = {}) -> None:
+        """Checks each field, attributes that are none, and others that will be set."""
+        own = own_fields(self)
+        check_common_fields({name: value for name, value in vars(self).items() if name not in own} | others)
         for f in fields(self):
-            rule, value = f.metadata.get("rule"), getattr(self, f.name, None)
-            if rule is not None and not rule.holds(value):
-                raise ValueError(f"{f.name}={value!r}: expected {rule.expects}")
+            if f.name in own:
+                f.metadata["rule"].check(f.name, getattr(self, f.name, None))
 
     def _derive_fields(self, stored: Iterable[str]) -> list[str]:
         """Sets the fields that are None, and returns the names of all that have their derived values: these, and of
@@ -583,10 +609,11 @@ class GPTConfig(PreTrainedConfig):
             ("mlp_layer_types", MLP_LAYER_TYPES),
         ):
             if unknown := [value for value in getattr(self, name) if value not in allowed]:
-                raise ValueError(f"{name} holds {unknown[0]!r}: expected {' or '.join(allowed)}")
+                raise ValueError(f"{name} holds {shown(unknown[0])}: expected {' or '.join(allowed)}")
         if self.layer_types != [LAYER_TYPES[pattern] for pattern in self.attention_patterns]:
             raise ValueError(
-                f"layer_types={self.layer_types} contradicts attention_patterns={self.attention_patterns}: "
+                f"layer_types={shown(self.layer_types)} contradicts attention_patterns="
+                f"{shown(self.attention_patterns)}: "
                 "give one of the two"
             )
         for name, patterns in PATTERN_FIELDS.items():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .field_rules import shown
 from .rope_parameters import DEFAULT_ROPE
 
 logger = logging.get_logger(__name__)
@@ -141,9 +142,9 @@ def to_fields(given: Mapping[str, Any], rope: Fields | None = None) -> Fields:
     given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
     for name, value in given.items():
         if name in REFUSED:
-            raise ValueError(f"{name}={value!r} is not a field of GPTConfig: {REFUSED[name]}")
+            raise ValueError(f"{name}={shown(value)} is not a field of GPTConfig: {REFUSED[name]}")
         if name in LACKING and value != LACKING[name]:
-            raise ValueError(f"{name}={value!r}: this model has no such feature, expected {LACKING[name]!r}")
+            raise ValueError(f"{name}={shown(value)}: this model has no such feature, expected {LACKING[name]!r}")
     fields = _collect(
         (name, field, translated)
         for name, value in given.items()
@@ -169,7 +170,7 @@ def saved_fields(stored: Mapping[str, Any]) -> Fields:
             continue
         del kept[name]
         if value is not None:
-            logger.warning(f"{name}={value!r} had no effect when this configuration was saved, and is ignored")
+            logger.warning(f"{name}={shown(value)} had no effect when this configuration was saved, and is ignored")
     if "rope_scaling" in kept:
         kept.pop("rope_parameters", None)
     return to_fields(kept, rope)
@@ -185,7 +186,9 @@ def accept_other_names(cls: type) -> type:
     construct = cls.__init__
 
     @wraps(construct)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        if "self" in kwargs:  # the constructor of the base class has the name
+            raise ValueError(f"self={shown(kwargs['self'])} is not a field of GPTConfig: leave it out")
         construct(self, *args, **to_fields(kwargs))
 
     cls.__init__ = __init__
@@ -193,9 +196,12 @@ def accept_other_names(cls: type) -> type:
 
 
 def _translate(name: str, value: Any) -> Fields:
-    if name in CONVERTED:
+    if name not in CONVERTED:
+        return {FIELD_OF.get(name, name): value}
+    try:
         return CONVERTED[name](value)
-    return {FIELD_OF.get(name, name): value}
+    except (TypeError, ArithmeticError):
+        raise ValueError(f"{name}={shown(value)} has no meaning here") from None
 
 
 def _collect(given: Iterable[tuple[str, str, Any]]) -> Fields:
@@ -203,7 +209,9 @@ def _collect(given: Iterable[tuple[str, str, Any]]) -> Fields:
     fields, names = {}, {}
     for name, field, value in given:
         if field in fields and fields[field] != value:
-            raise ValueError(f"{name}={value!r} contradicts {names[field]}={fields[field]!r}: give one of the two")
+            raise ValueError(
+                f"{name}={shown(value)} contradicts {names[field]}={shown(fields[field])}: give one of the two"
+            )
         fields[field], names[field] = value, name
     return fields
 
@@ -214,7 +222,7 @@ def _merge_rope(given: Mapping[str, Any], present: Fields | None) -> Any:
     whole, scaling = given.get("rope_parameters"), given.get("rope_scaling")
     for name, value in {"rope_parameters": whole, "rope_scaling": scaling}.items():
         if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{name}={value!r}: expected a flat dict or None")
+            raise ValueError(f"{name}={shown(value)}: expected a flat dict or None")
     if "rope_parameters" in given:
         present = None
     elif "rope_scaling" in given:
@@ -222,7 +230,7 @@ def _merge_rope(given: Mapping[str, Any], present: Fields | None) -> Any:
     changes = _collect(
         [
             *(
-                (f"{name}[{key!r}]", "rope_type" if key == "type" else key, value)  # `type` is the old spelling
+                (f"{name}[{shown(key)}]", "rope_type" if key == "type" else key, value)  # `type` is the old spelling
                 for name, entries in (("rope_parameters", whole), ("rope_scaling", scaling))
                 for key, value in (entries or {}).items()
             ),

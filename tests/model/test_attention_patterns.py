@@ -42,11 +42,11 @@ def test_pieces_contain_each_visible_pair_once(pattern, queries, keys):
 
 
 @pytest.mark.parametrize("pattern", PATTERN_SIZES)
-def test_keys_seen_and_reach_equal_the_definition(pattern):
+def test_pairs_and_reach_equal_the_definition(pattern):
     config = sparse_config(pattern)
     rule, length = build_pattern(config, pattern), 30
     seen = visible(pattern, config, torch.ones(1, length))[0]
-    assert [rule.keys_seen(position) for position in range(length)] == seen.sum(-1).tolist()
+    assert [rule.pairs(tokens) for tokens in range(length + 1)] == [0, *seen.sum(-1).cumsum(0).tolist()]
     if pattern != "dense":
         complete = [n for n in range(1, length + 1) if int(seen[:n, :n].sum()) == n * (n + 1) // 2]
         assert rule.reach == complete[-1]

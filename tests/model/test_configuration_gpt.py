@@ -29,14 +29,21 @@ def fields_of(config):
 
 
 INVALID = [
-    ({"vocab_size": 0}, "vocab_size=0: expected an integer of at least 1"),
+    ({"attention_scale": 10**400}, "attention_scale=1000.*: expected a positive number up to 10000 or None"),
+    ({"attention_dropout": -(10**400)}, r"attention_dropout=-1000.*: expected a number in \[0, 1\)"),
+    ({"num_hidden_layers": 2**31}, "num_hidden_layers=2147483648: expected an integer from 1 to 10000"),
+    ({"attention_patterns": ["fixed"] * 2, "attention_stride": 10**30}, "attention_stride=1000.*: expected an integer"),
+    ({"initializer_range": 1e8}, "initializer_range=100000000.0: expected a positive number up to 100"),
+    ({"hidden_act": "x" * 5000}, r"hidden_act='x{119}\.\.\.: expected one of"),
+    ({"scale_attn_weights": [], "attention_scores_scalar": "8"}, "attention_scores_scalar='8' has no meaning here"),
+    ({"vocab_size": 0}, "vocab_size=0: expected an integer from 1 to"),
     ({"hidden_size": 32.0}, "hidden_size=32.0"),
     ({"hidden_size": "wide"}, "hidden_size='wide'"),
     ({"num_hidden_layers": True}, "num_hidden_layers=True"),
-    ({"head_dim": -1}, "head_dim=-1: expected an integer of at least 1 or None"),
+    ({"head_dim": -1}, "head_dim=-1: expected an integer from 1 to 524288 or None"),
     ({"mlp_type": "moe"}, "mlp_type='moe': expected one of mlp, glu, clamped_glu"),
     ({"attention_output_bias": 1}, "attention_output_bias=1: expected True or False or None"),
-    ({"attention_scale": 0}, "attention_scale=0: expected a positive number or None"),
+    ({"attention_scale": 0}, "attention_scale=0: expected a positive number up to 10000 or None"),
     ({"norm_parameters": "bias"}, "norm_parameters='bias': expected one of weight_and_bias"),
     (
         {"norm_type": "rms_norm", "norm_parameters": "weight_and_bias"},
@@ -44,7 +51,7 @@ INVALID = [
     ),
     ({"shared_norm": True}, "shared_norm=True with parallel_residual=False: expected parallel_residual=True"),
     ({"position_offset": 2}, "position_offset=2 with position_embedding_type='rope': expected 'learned'"),
-    ({"position_offset": -1}, "position_offset=-1: expected an integer of at least 0"),
+    ({"position_offset": -1}, "position_offset=-1: expected an integer from 0 to"),
     ({"swiglu_limit": -7.0}, "swiglu_limit=-7.0: expected a positive number"),
     ({"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: expected at most num_local_experts=2"),
     ({"num_local_experts": 2, "mlp_layer_types": ["dense"] * 2}, "num_local_experts=2 without a sparse layer"),
@@ -54,10 +61,10 @@ INVALID = [
         r"num_hidden_layers=[26]: expected as many entries.* and mlp_layer_types \(has 1\)",
     ),
     ({"num_local_experts": 2, "mlp_layer_types": ["sparse", "moe"]}, "mlp_layer_types holds 'moe'"),
-    ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: expected an integer of at least 1 or None"),
-    ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number of at least 0"),
-    ({"router_z_loss_coef": -1}, "router_z_loss_coef=-1: expected a number of at least 0"),
-    ({"router_bias_update_rate": -1}, "router_bias_update_rate=-1: expected a number of at least 0 or None"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size=0: expected an integer from 1 to 524288 or None"),
+    ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef=-0.1: expected a number from 0 to 10000"),
+    ({"router_z_loss_coef": -1}, "router_z_loss_coef=-1: expected a number from 0 to 10000"),
+    ({"router_bias_update_rate": -1}, "router_bias_update_rate=-1: expected a number from 0 to 10000 or None"),
     ({"router_bias_update_rate": 0.1}, "router_bias_update_rate=0.1 without a sparse layer"),
     ({"num_shared_experts": 1}, "num_shared_experts=1 without a sparse layer"),
     ({"num_local_experts": 4, "router_score_function": "tanh"}, "router_score_function='tanh': expected one of"),
@@ -68,7 +75,7 @@ INVALID = [
         "layerdrop=0.1 with experts: expected 0, skipped experts cannot be balanced",
     ),
     ({"router_jitter_noise": 1}, r"router_jitter_noise=1: expected a number in \[0, 1\)"),
-    ({"native_fields": []}, r"native_fields=\[\]: expected a dict or None"),
+    ({"native_fields": []}, r"native_fields=\[\]: expected a dict of JSON or None"),
     ({"norm_type": "batch_norm"}, "norm_type='batch_norm': expected one of layer_norm, rms_norm"),
     ({"norm_position": "both"}, "norm_position='both': expected one of pre, post"),
     ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi': expected one of learned"),
@@ -89,7 +96,7 @@ INVALID = [
     ),
     (
         {"sliding_window": 1, "attention_patterns": ["banded"] * 2},
-        "sliding_window=1: expected an integer of at least 2",
+        "sliding_window=1: expected an integer from 2 to",
     ),
     ({"sliding_window": 8}, "sliding_window=8 without a banded layer"),
     ({"attention_stride": 8}, "attention_stride=8 without a strided or fixed layer"),
@@ -102,7 +109,7 @@ INVALID = [
     ),
     (
         {"attention_patterns": ["strided"] * 2, "attention_stride": 1},
-        "attention_stride=1: expected an integer of at least 2",
+        "attention_stride=1: expected an integer from 2 to",
     ),
     ({"attention_patterns": ["banded", "dense"]}, "sliding_window=None: the banded layers"),
     (
@@ -135,6 +142,18 @@ INVALID = [
 def test_invalid_fields_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**{**TINY, **fields})
+
+
+@pytest.mark.parametrize("layers", [2**31, 10**400, -1])
+def test_no_list_is_made_for_an_invalid_number_of_layers(layers):
+    config = make_config()
+    config.num_hidden_layers = layers
+    with pytest.raises(ValueError, match=r"num_hidden_layers=.*: expected an integer from 1 to 10000"):
+        config.validate()
+    stored = make_config().to_diff_dict() | {"num_hidden_layers": layers}
+    with pytest.raises(ValueError, match=r"num_hidden_layers=.*: expected an integer from 1 to 10000"):
+        GPTConfig.from_dict(stored, attention_dropout=0.1)
+    assert GPTConfig.from_dict(stored, num_hidden_layers=3).attention_patterns == ["dense"] * 3
 
 
 def test_omitted_fields_are_derived():

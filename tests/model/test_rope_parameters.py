@@ -9,8 +9,8 @@ from hf_gpt.model.rope_parameters import DEFAULT_ROPE, ROPE_RULES, check_rope
 INVALID = [
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: rope_type='spiral', expected one of default"),
     ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters=.*Missing required keys.*factor"),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number of at least 1"),
-    ({"rope_parameters": {"rope_tetha": 1e4}}, "rope_parameters: rope_tetha is unknown"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor=0.5, expected a number from 1 to"),
+    ({"rope_parameters": {"rope_tetha": 1e4}}, "rope_parameters: 'rope_tetha' is unknown"),
     ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters=.*: expected a flat dict"),
     ({"rope_parameters": "yarn"}, "rope_parameters='yarn': expected a flat dict"),
     ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0, expected a number above 1"),
