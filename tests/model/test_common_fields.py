@@ -39,16 +39,7 @@ INVALID = [
     ({"note": {"a": [torch.ones(2, 2)]}}, r"note={'a': \[tensor.*: expected a value that config.json can contain"),
     ({"note": 10**5000}, "note=.int, too long to be shown.: expected a value that config.json can contain"),
 ]
-MEMBERS = [
-    "to_dict",
-    "validate",
-    "base_model_tp_plan",
-    "save_pretrained",
-    "attribute_map",
-    "update",
-    "replace",
-    "rotary_dim",
-]
+MEMBERS = ["to_dict", "validate", "base_model_tp_plan", "save_pretrained", "attribute_map", "update", "replace"]
 
 
 @pytest.mark.parametrize(("fields", "message"), INVALID, ids=[str(number) for number in range(len(INVALID))])
