@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_gpt.conversion.checkpoints import Weights, write_shards
+from hf_gpt.folders import output_folder
 
 SHAPES = {
     "gpt2": {"n_embd": 2048, "n_head": 16},
@@ -51,9 +52,11 @@ def write_native(folder: Path, family: str, size: float) -> int:
     tensors, native = model.state_dict(), model.config
     if native.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    folder.mkdir()
-    write_shards(folder, Weights(tensors, lambda name: torch.randn(tensors[name].shape)), "1GB", lambda names: names)
-    native.save_pretrained(folder)
+    weights = Weights(tensors, lambda name: torch.randn(tensors[name].shape))
+    with output_folder(folder) as new:
+        write_shards(new, weights, "1GB", lambda names: names)
+        with new.writing() as unfinished:
+            native.save_pretrained(unfinished)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, QuantizedCache, set_seed
 
 from hf_gpt import GPTConfig, GPTForCausalLM, preset_config
 from hf_gpt.data import encode_texts
+from hf_gpt.folders import output_folder
 from hf_gpt.surgery import quantize
 from hf_gpt.tokenization import open_tokenizer, train_tokenizer
 from hf_gpt.training import RunSettings, train_model
@@ -99,7 +100,8 @@ def load_or_train(folder: Path, texts: list[str], steps: int) -> tuple[GPTForCau
         config = GPTConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **SMALL)
         settings = RunSettings(context=CONTEXT, steps=steps, batch_size=8, learning_rate=2e-3, save_steps=steps)
         tokens = encode_texts(tokenizer, training_texts)
-        train_model(GPTForCausalLM(config), tokenizer, tokens, folder, settings)
+        with output_folder(folder) as new:
+            train_model(GPTForCausalLM(config), tokenizer, tokens, new, settings)
     tokenizer = open_tokenizer(folder)
     held_out = [token for text, cut in zip(texts, cuts, strict=True) for token in tokenizer.encode(text[cut:])]
     return GPTForCausalLM.from_pretrained(folder), held_out

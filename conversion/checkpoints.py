@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..folders import PartialFolder
 from ..json_files import read_json
 
 DTYPES = {
@@ -176,32 +177,29 @@ class Weights(NamedTuple):
 Track = Callable[[Iterable[str]], Iterable[str]]  # wraps an iterable over names of tensors in a progress bar
 
 
-def write_shards(folder: Path, weights: Weights, max_shard_size: int | str, track: Track) -> None:
+def write_shards(folder: PartialFolder, weights: Weights, max_shard_size: int | str, track: Track) -> None:
     """Writes safetensors one shard at a time. Complete shards of an earlier, interrupted call are not written again.
 
     Raises:
         OSError: the disk is full. Checked before the first shard is written, as far as possible.
     """
     plan = split_torch_state_dict_into_shards(weights.meta, max_shard_size=max_shard_size)
-    shards = {file: names for file, names in plan.filename_to_tensors.items() if not (folder / file).exists()}
+    shards = {file: names for file, names in plan.filename_to_tensors.items() if not (folder.content / file).exists()}
     needed = sum(weights.meta[name].nbytes for names in shards.values() for name in names)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder.root).free
     if needed > free:
-        raise OSError(f"not enough disk space for {folder}: {needed:,} bytes needed, {free:,} free")
+        raise OSError(f"not enough disk space for {folder.root}: {needed:,} bytes needed, {free:,} free")
     names = iter(track([name for names in shards.values() for name in names]))
     for file, shard in shards.items():
         tensors = {name: _detached_copy(weights.make(name)) for name in islice(names, len(shard))}
-        unfinished = folder / f"{file}.unfinished"
-        try:
-            save_file(tensors, unfinished, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{folder / file} could not be written: {error}") from None
-        unfinished.rename(folder / file)
+        with folder.writing() as unfinished:
+            save_file(tensors, unfinished / file, metadata={"format": "pt"})
         del tensors  # frees memory before the next shard is made
     next(names, None)  # ends the progress bar
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        with folder.writing() as unfinished:
+            (unfinished / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _detached_copy(tensor: torch.Tensor) -> torch.Tensor:

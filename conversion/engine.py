@@ -11,7 +11,7 @@ from rich.progress import track
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from ..folders import resumable_folder, state_of
+from ..folders import PartialFolder, output_folder, state_of
 from ..model.checkpoints import refuse_quantized
 from ..model.class_names import auto_map
 from ..model.configuration_gpt import GPTConfig
@@ -93,9 +93,10 @@ def export(
     fields = target.to_native(config)
     weights = _translate(checkpoint, expand(target.layouts[0], config, ours), config, TensorMapping.to_native)
 
-    with _resumable(out, folder, family, max_shard_size) as partial_folder:
-        _copy_companions(folder, partial_folder)
+    with _output_folder(out, folder, family, max_shard_size) as partial_folder:
         target.storage.write(partial_folder, fields, weights, max_shard_size, _tracker(show_progress, "export"))
+        with partial_folder.writing() as unfinished:
+            _copy_companions(folder, unfinished)
     return Path(out)
 
 
@@ -132,11 +133,12 @@ def write_model(
     """
     config.dtype, config.auto_map = weights.dtype, auto_map()
     config.architectures = [GPTForCausalLM.__name__]
-    with _resumable(out, source, target, max_shard_size) as partial_folder:
-        _copy_companions(source, partial_folder)
+    with _output_folder(out, source, target, max_shard_size) as partial_folder:
         write_shards(partial_folder, weights, max_shard_size, _tracker(show_progress, Path(out).name))
-        config.save_pretrained(partial_folder)
-        custom_object_save(_on_meta(config), partial_folder, config=config)
+        with partial_folder.writing() as unfinished:
+            _copy_companions(source, unfinished)
+            config.save_pretrained(unfinished)
+            custom_object_save(_on_meta(config), unfinished, config=config)
     return Path(out)
 
 
@@ -256,10 +258,13 @@ def _translate(
     return Weights(meta, make)
 
 
-def _resumable(out: str | Path, source: Path, target: str, max_shard_size: int | str) -> AbstractContextManager[Path]:
-    """Returns a new folder, or the partial one of the same, interrupted conversion."""
+def _output_folder(
+    out: str | Path, source: Path, target: str, max_shard_size: int | str
+) -> AbstractContextManager[PartialFolder]:
     files = state_of(sorted(file for file in source.iterdir() if file.is_file()))
-    return resumable_folder(out, {"files": files, "target": target, "shards": max_shard_size, "version": __version__})
+    return output_folder(
+        out, {"files": files, "target": target, "max_shard_size": max_shard_size, "release": __version__}
+    )
 
 
 def _copy_companions(source: Path, out: Path) -> None:

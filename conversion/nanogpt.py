@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from ..folders import PartialFolder
 from .checkpoints import Checkpoint, Track, Weights, load_pickle, weight_files
 from .family import Family
 from .gpt2 import CAUSAL_MASKS, GPT2
@@ -38,15 +39,15 @@ class PickleStorage(Storage):
         checkpoint.rename(lambda name: name.removeprefix("_orig_mod."))  # prefix of a compiled model
         return checkpoint
 
-    def write(self, folder: Path, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track) -> None:
+    def write(
+        self, folder: PartialFolder, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track
+    ) -> None:
         tensors = {name: weights.make(name).contiguous() for name in track(list(weights.meta))}
-        try:
-            torch.save(self.payload(folder, fields, tensors), folder / self.file)
-        except RuntimeError as error:  # PyTorch's error for a full disk
-            raise OSError(f"{folder / self.file} could not be written: {error}") from None
+        with folder.writing() as unfinished:
+            torch.save(self.payload(unfinished, fields, tensors), unfinished / self.file)
 
     def payload(self, folder: Path, fields: Fields, tensors: dict[str, torch.Tensor]) -> Any:
-        """Returns the content of the pickle."""
+        """Returns the content of the pickle; writes the other files."""
         raise NotImplementedError
 
     def load(self, folder: Path) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
+from ..folders import PartialFolder
 from ..json_files import read_json
 from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, without_code
 from .checkpoints import Checkpoint, Track, Weights, write_shards
@@ -81,7 +82,9 @@ class Storage:
         """Returns the tensors of a folder."""
         return Checkpoint(folder)
 
-    def write(self, folder: Path, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track) -> None:
+    def write(
+        self, folder: PartialFolder, fields: Fields, weights: Weights, max_shard_size: int | str, track: Track
+    ) -> None:
         """Writes the weights and the configuration of a native model."""
         write_shards(folder, weights, max_shard_size, track)
         omitted = {*NOT_COPIED, *self.replaced, *self.attributes}
@@ -89,7 +92,8 @@ class Storage:
         config = CONFIG_MAPPING[self.name].from_dict(copied)
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.name]]
         config.dtype = weights.dtype
-        config.save_pretrained(folder)
+        with folder.writing() as unfinished:
+            config.save_pretrained(unfinished)
 
     def load(self, folder: Path) -> PreTrainedModel:
         """Returns the native model in float32, for comparison."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 from .conversion.checkpoints import weight_files
 from .conversion.loading import load_model
 from .data import encode_texts, open_tokens
-from .folders import new_folder, state_of
+from .folders import PartialFolder, output_folder, state_of
 from .json_files import read_json
 from .model.configuration_gpt import GPTConfig
 from .model.modeling_gpt import GPTForCausalLM
@@ -25,10 +24,10 @@ from .model.remote_code import without_code
 from .presets import preset_config, preset_names
 from .publishing import build_model_card, draw_loss_curve, usage_code
 from .tokenization import open_tokenizer, train_tokenizer
-from .training.runs import CHECKPOINTS, RunReport, RunSettings, read_report, record_settings, train_model
+from .training.runs import RunReport, RunSettings, last_complete_checkpoint, read_report, train_model
 from .trust import check_links, check_own_code
 
-LOSS_CURVE = "loss.png"
+LOSS_CURVE, SETTINGS = "loss.png", "settings.json"
 DEFAULT_PROMPT = "Once"  # of the usage code, if there is no prompt
 
 
@@ -116,8 +115,8 @@ def train_from_text(
         resume: resume the interrupted run of the same settings in this folder.
 
     Raises:
-        ValueError: the context exceeds the positions of the model, the prompt is empty, or the interrupted run has
-            other settings.
+        ValueError: the context exceeds the positions of the model, the prompt is empty, or the interrupted run began
+            with other settings.
         FileExistsError: `out` is not empty, or there is an interrupted run and `resume` is False.
         FileNotFoundError: there is no interrupted run to resume.
     """
@@ -130,36 +129,36 @@ def train_from_text(
         raise ValueError("the prompt is empty: expected text to continue")
     if isinstance(texts, Path):
         tokenizer_folder = texts
-    with new_folder(out, resume=resume, resumable_entry=CHECKPOINTS) as folder:
-        identity = {
-            "text": data,
-            "sha256": _digest(texts),
-            "model": without_code(origin.config.to_diff_dict()),
-            "checkpoint": str(origin.checkpoint),
-            "tokenizer": str(tokenizer_folder),
-        }
-        record_settings(folder, identity | asdict(settings))
+    recorded = {
+        "text": data,
+        "sha256": _digest(texts),
+        "model": without_code(origin.config.to_diff_dict()),
+        "checkpoint": str(origin.checkpoint),
+        "tokenizer": str(tokenizer_folder),
+        **asdict(settings),
+    }
+    with output_folder(out, recorded, resume=resume) as folder:
         set_seed(settings.seed)
         tokenizer = _build_tokenizer(folder, texts, origin, tokenizer_folder)
         model = _build_model(origin, tokenizer)
         tokens = open_tokens(texts) if isinstance(texts, Path) else encode_texts(tokenizer, texts)
         report = read_report(folder) or train_model(model, tokenizer, tokens, folder, settings)
-
-        has_curve = draw_loss_curve(report, folder / LOSS_CURVE)
-        sample = generate_in_new_interpreter(folder, prompt) if prompt is not None else ""
-        card = build_model_card(
-            model,
-            report,
-            settings,
-            name=out.name,
-            data=data,
-            origin=origin.description,
-            usage=usage_code(out.name, prompt or DEFAULT_PROMPT),
-            sample=sample,
-            loss_curve=LOSS_CURVE if has_curve else "",
-        )
-        card.save(folder / "README.md")
-        shutil.rmtree(folder / CHECKPOINTS)
+        sample = generate_in_new_interpreter(folder.content, prompt) if prompt is not None else ""
+        with folder.writing() as unfinished:
+            has_curve = draw_loss_curve(report, unfinished / LOSS_CURVE)
+            card = build_model_card(
+                model,
+                report,
+                settings,
+                name=out.name,
+                data=data,
+                origin=origin.description,
+                usage=usage_code(out.name, prompt or DEFAULT_PROMPT),
+                sample=sample,
+                loss_curve=LOSS_CURVE if has_curve else "",
+            )
+            card.save(unfinished / "README.md")
+            (unfinished / SETTINGS).write_text(json.dumps(recorded, indent=2) + "\n")
     return Outcome(report, sample, usage_code(out, prompt or DEFAULT_PROMPT))
 
 
@@ -197,15 +196,13 @@ def _digest(texts: list[str] | Path) -> str:
 
 
 def _build_tokenizer(
-    folder: Path, texts: list[str], origin: Origin, tokenizer_folder: Path | None
+    folder: PartialFolder, texts: list[str], origin: Origin, tokenizer_folder: Path | None
 ) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of the interrupted run, of `tokenizer_folder` or of the checkpoint, or trains one."""
-    trained = folder if (folder / "tokenizer.json").exists() else None
-    if source := trained or tokenizer_folder or origin.checkpoint:
+    if source := last_complete_checkpoint(folder) or tokenizer_folder or origin.checkpoint:
         return open_tokenizer(source)
     tokenizer = train_tokenizer(texts, origin.config.vocab_size, show_progress=True)
     tokenizer.model_max_length = origin.config.max_position_embeddings
-    tokenizer.save_pretrained(folder)
     return tokenizer
 
 

@@ -30,7 +30,7 @@ LEVELS = (
     {"accounting", "presets", "trust"},
     {"model"},
     {"compatibility", "folders", "model_cards", "version"},
-    {"json_files"},
+    {"json_files", "locks"},
 )
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}
 

@@ -245,8 +245,10 @@ def test_the_state_of_an_interrupted_run_is_no_code(name, run, interrupted, clea
     torch.save(Pickled(flag), checkpoint / name)
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    if (manifest := checkpoint / "manifest.json").is_file():
-        manifest.write_text(json.dumps({file.name: file.stat().st_size for file in checkpoint.iterdir()}))
+    manifest = checkpoint / "manifest.json"
+    manifest.unlink()
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    manifest.write_text(json.dumps(sizes))
     result = run(*fill(RESUMED, clean / "ours", clean, tmp_path / "out"), "--resume")
     assert not flag.exists()
     assert result.status == (0 if name == "training_args.bin" else 1), result.errors  # it is not read

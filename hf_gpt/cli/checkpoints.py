@@ -12,7 +12,7 @@ from ..conversion.families import recognize
 from ..conversion.loading import load_model
 from ..conversion.sources import locate
 from ..conversion.tokenizers import copy_tokenizer
-from ..folders import new_folder
+from ..folders import output_folder
 from ..model.configuration_gpt import GPTConfig
 from ..surgery import quantize, upcycle_checkpoint
 from ..surgery.quantization import GROUP_SIZE, SCHEMES
@@ -119,9 +119,11 @@ def quantize_command(
 ) -> None:
     """Quantize the weights of a model for decoding on a CPU. The result loads and generates like any model."""
     source = locate(src)
-    with new_folder(out) as folder:
-        quantize(load_model(source), to, group_size=group_size).save_pretrained(folder)
-        copy_tokenizer(source, folder)
+    with output_folder(out) as folder:
+        model = quantize(load_model(source), to, group_size=group_size)
+        with folder.writing() as unfinished:
+            model.save_pretrained(unfinished)
+            copy_tokenizer(source, unfinished)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     print_line(f"{out}: {to}, {size / 1e6:,.1f} MB of weights, from {src}")
 

@@ -1,4 +1,4 @@
-"""Where commands print."""
+"""Where commands print. No text has markup, because it contains names of files."""
 
 from rich.console import Console
 

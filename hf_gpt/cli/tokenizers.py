@@ -14,7 +14,7 @@ from ..data.documents import read_documents
 from ..data.encoders import Encoder, build_encoder
 from ..data.token_files import skipped_documents
 from ..data.tokenizing import SHARD_TOKENS, tokenize_files
-from ..folders import new_folder
+from ..folders import output_folder
 from ..tokenization.construction import SPECIAL_TOKENS
 from ..tokenization.loading import SHIPPED_TOKENIZER, open_tokenizer
 from ..tokenization.split_patterns import SPLIT_PATTERNS
@@ -51,7 +51,7 @@ def train_tokenizer_command(
 ) -> None:
     """Train a byte-level BPE tokenizer, which AutoTokenizer loads without hf_gpt."""
     skipped: list[str] = []
-    with new_folder(out) as folder:
+    with output_folder(out) as folder:
         tokenizer = train_tokenizer(
             read_texts(files, column, skipped),
             vocab_size,
@@ -60,7 +60,8 @@ def train_tokenizer_command(
             sample_bytes=sample_bytes,
             show_progress=True,
         )
-        tokenizer.save_pretrained(folder)
+        with folder.writing() as unfinished:
+            tokenizer.save_pretrained(unfinished)
     print_skipped(skipped)
     print_line(f"{out}: {len(tokenizer):,} tokens")
     encoders = {str(out): build_encoder(tokenizer)}

@@ -132,15 +132,16 @@ class _DecodeError(ValueError):
     """A file is not UTF-8 text."""
 
 
-def _decode(file: BinaryIO) -> Iterator[str]:
-    """Yields the text of a file in blocks, each of at most `BLOCK_BYTES` characters.
+def _decode(file: BinaryIO, start: int = 0) -> Iterator[str]:
+    """Yields the text of a file from a byte on, in blocks of at most `BLOCK_BYTES`.
+
+    Blocks end at multiples of their size wherever reading begins, so that a resumed run has the same chunks.
 
     Raises:
         _DecodeError: it is not UTF-8. The message names the byte.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    start = 0
-    while block := file.read(BLOCK_BYTES):
+    while block := file.read(BLOCK_BYTES - start % BLOCK_BYTES):
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block)
@@ -157,7 +158,7 @@ def _read_text(file: BinaryIO, position: int, whole: bool) -> Iterator[Chunk]:
         yield Chunk("".join(_decode(file)), True, None)
         return
     text = ""  # since the last boundary
-    for block in _decode(file):
+    for block in _decode(file, position):
         searched = max(0, len(text) - 1)
         text += block
         if end := last_boundary(text, searched, len(text) - 1):

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..folders import PartialFolder, move
+
 INDEX, DOCUMENTS, SKIPPED = "index.json", "documents.bin", "skipped.jsonl"
 POSITION_TYPE = np.dtype("<i8")  # of documents.bin
 
@@ -133,7 +135,7 @@ class TokenWriter:
     interrupted run wrote after the last complete shard; `index.place` is where to resume.
 
     Args:
-        folder: the folder to write to.
+        folder: the folder to write.
         index: the index of a new folder; ignored if the folder has one.
         shard_tokens: number of tokens after which a shard is complete.
 
@@ -141,14 +143,15 @@ class TokenWriter:
         ValueError: a file of an interrupted run is shorter than its index states.
     """
 
-    def __init__(self, folder: Path, index: TokenIndex, shard_tokens: int) -> None:
+    def __init__(self, folder: PartialFolder, index: TokenIndex, shard_tokens: int) -> None:
         self.folder, self.shard_tokens = folder, shard_tokens
-        self.index = read_index(folder) if (folder / INDEX).exists() else index
+        content = folder.content
+        self.index = read_index(content) if (content / INDEX).exists() else index
         for number, length in enumerate(self.index.shards):
-            _map(folder / shard_name(number), index.dtype, length)  # raises if the shard is damaged
-        _truncate(folder / DOCUMENTS, POSITION_TYPE.itemsize * self.index.documents)
-        _truncate(folder / SKIPPED, self.index.skipped_bytes)
-        self._documents, self._skipped = (folder / DOCUMENTS).open("ab"), (folder / SKIPPED).open("ab")
+            _map(content / shard_name(number), index.dtype, length)  # raises if the shard is damaged
+        _truncate(content / DOCUMENTS, POSITION_TYPE.itemsize * self.index.documents)
+        _truncate(content / SKIPPED, self.index.skipped_bytes)
+        self._documents, self._skipped = (content / DOCUMENTS).open("ab"), (content / SKIPPED).open("ab")
         self._begin_shard()
 
     def __enter__(self) -> "TokenWriter":
@@ -179,24 +182,27 @@ class TokenWriter:
         if self._length:
             self._end_shard()
         else:
-            self._shard.close()
-            (self.folder / self._shard.name).unlink()
             self._save_index()
 
     def _begin_shard(self) -> None:
-        self._shard, self._length = (self.folder / shard_name(len(self.index.shards))).open("wb"), 0
+        self._shard, self._length = (self.folder.unfinished / self._shard_name).open("wb"), 0
 
     def _end_shard(self) -> None:
         self._shard.close()
+        move(self.folder.unfinished / self._shard_name, self.folder.content / self._shard_name)
         self.index.shards.append(self._length)
         self._save_index()
 
+    @property
+    def _shard_name(self) -> str:
+        return shard_name(len(self.index.shards))
+
     def _save_index(self) -> None:
-        self._documents.flush()
-        self._skipped.flush()
-        unfinished = self.folder / f"{INDEX}.tmp"
-        unfinished.write_text(json.dumps(asdict(self.index), indent=2) + "\n")
-        unfinished.replace(self.folder / INDEX)
+        for file in (self._documents, self._skipped):
+            file.flush()
+            os.fsync(file.fileno())
+        with self.folder.writing() as unfinished:
+            (unfinished / INDEX).write_text(json.dumps(asdict(self.index), indent=2) + "\n")
 
 
 def _map(path: Path, dtype: np.dtype | str, length: int) -> np.ndarray:

@@ -14,8 +14,9 @@ import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from transformers import PreTrainedTokenizerFast
 
-from ..folders import resumable_folder, state_of
+from ..folders import output_folder, state_of
 from ..tokenization.loading import forget_code
+from ..version import __version__
 from .documents import Chunk, find_row_error, read_documents, split_document
 from .encoders import Encoder, build_encoder
 from .token_files import EncodedBatch, Place, TokenIndex, Tokens, TokenWriter, skipped_documents
@@ -97,9 +98,9 @@ def tokenize_files(
         "tokenizer": sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "eos_token_id": eos,
         "shard_tokens": shard_tokens,
+        "release": __version__,
     }
-    with resumable_folder(out, description) as folder:
-        forget_code(tokenizer).save_pretrained(folder)
+    with output_folder(out, description) as folder:
         dtype = encoder.dtype.newbyteorder("<").str
         with (
             TokenWriter(folder, TokenIndex(dtype, eos), shard_tokens) as writer,
@@ -114,7 +115,10 @@ def tokenize_files(
                 move_bar(encoded.place)
             writer.finish()
         if not writer.index.documents:
-            raise ValueError(f"no document to encode: {next(iter(skipped_documents(folder)), 'expected files')}")
+            skipped = skipped_documents(folder.content)
+            raise ValueError(f"no document to encode: {next(iter(skipped), 'expected files')}")
+        with folder.writing() as unfinished:
+            forget_code(tokenizer).save_pretrained(unfinished)
     return writer.index
 
 

@@ -7,21 +7,20 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..compatibility import enable_activation_checkpointing
 from ..data import TokenBlocks, Tokens
+from ..folders import PartialFolder, move
 from ..json_files import read_json
 from ..tokenization.loading import forget_code
 from .metrics import ExpertMetrics
 
-CHECKPOINTS = "checkpoints"
-SETTINGS = "settings.json"
 REPORT = "report.json"
+MANIFEST = "manifest.json"  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,11 @@ class RunReport:
 
 
 def train_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, folder: Path, settings: RunSettings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+    folder: PartialFolder,
+    settings: RunSettings,
 ) -> RunReport:
     """Trains a model and saves it, its tokenizer and a report.
 
@@ -85,8 +88,8 @@ def train_model(
         model: the model to train, in place.
         tokenizer: saved with the model.
         tokens: the data, of which `settings.evaluation_fraction` is held out.
-        folder: where model, tokenizer, report and checkpoints are saved. Training resumes from the last checkpoint in
-            it, if there is one.
+        folder: an `output_folder`, which contains model, tokenizer and report after the run. Training resumes from
+            its last checkpoint, if it has one.
         settings: how to train.
 
     Returns:
@@ -99,14 +102,14 @@ def train_model(
     metrics = ExpertMetrics()
     trainer = Trainer(
         model=model,
-        args=_training_arguments(folder / CHECKPOINTS, settings),
+        args=_training_arguments(folder.unfinished, settings),
         train_dataset=training_rows,
         eval_dataset=evaluation_rows,
         processing_class=forget_code(tokenizer),
-        callbacks=[metrics],
+        callbacks=[metrics, CheckpointMover(folder)],
     )
     started = time.monotonic()
-    _train(trainer, last_complete_checkpoint(folder / CHECKPOINTS))
+    _train(trainer, last_complete_checkpoint(folder))
     if not (evaluated := _logged(trainer, "eval_loss")) or evaluated[-1][0] != trainer.state.global_step:
         trainer.evaluate()
     training_curve, evaluation_curve = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
@@ -124,11 +127,27 @@ def train_model(
         training_curve=training_curve,
         evaluation_curve=evaluation_curve,
     )
-    trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of what settings.json contains
-    (folder / f"{REPORT}.tmp").write_text(json.dumps(asdict(report), indent=2) + "\n")
-    (folder / f"{REPORT}.tmp").rename(folder / REPORT)  # atomic: its existence marks the end of training
+    with folder.writing() as unfinished:
+        trainer.save_model(str(unfinished))
+        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle of the settings
+    with folder.writing() as unfinished:  # after the model: its existence marks the end of training
+        (unfinished / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
+
+
+class CheckpointMover(TrainerCallback):
+    """Moves each checkpoint to the checkpoints of the folder when it is complete, and then removes earlier ones."""
+
+    def __init__(self, folder: PartialFolder) -> None:
+        self.folder = folder
+
+    def on_save(self, args, state, control, **_) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        earlier = _checkpoints_of(self.folder)
+        _write_manifest(self.folder.unfinished / name)
+        move(self.folder.unfinished / name, self.folder.checkpoints / name)
+        for checkpoint in earlier:
+            _remove(checkpoint, self.folder)
 
 
 def _train(trainer: Trainer, checkpoint: str | None) -> None:
@@ -161,7 +180,6 @@ def _training_arguments(checkpoints: Path, settings: RunSettings) -> TrainingArg
         eval_strategy="steps",
         eval_steps=max(1, settings.steps // 5),
         save_steps=settings.save_steps,
-        save_total_limit=1,
         logging_steps=max(1, settings.steps // 50),
         include_num_input_tokens_seen="all",
         report_to="none",
@@ -174,37 +192,43 @@ def _logged(trainer: Trainer, name: str) -> list[tuple[int, float]]:
     return [(log["step"], log[name]) for log in trainer.state.log_history if name in log]
 
 
-def record_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of a new run to its folder, or compares them with those of the run that it resumes.
-
-    Raises:
-        ValueError: the run began with other settings.
-    """
-    path = folder / SETTINGS
-    if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n")
-        return
-    recorded = read_json(path)
-    if changed := [name for name in settings if recorded.get(name) != settings[name]]:
-        name = changed[0]
-        raise ValueError(f"cannot resume: {name}={settings[name]!r}, but the run began with {recorded.get(name)!r}")
-
-
-def read_report(folder: Path) -> RunReport | None:
-    """Returns the report of the run in a folder, or None if its training has not ended."""
-    path = folder / REPORT
-    if not path.exists():
-        return None
+def read_report(folder: PartialFolder) -> RunReport | None:
+    """Returns the report of a run, or None if its training has not ended."""
     try:
-        return RunReport(**read_json(path, allow_nan=True))  # the loss of a run that diverged
-    except TypeError:
-        raise ValueError(f"{path} is not a report: expected the fields of RunReport") from None
+        return RunReport(**read_json(folder.content / REPORT, allow_nan=True))  # the loss of a run that diverged
+    except (FileNotFoundError, ValueError, TypeError):  # TypeError: other fields
+        return None
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """Returns the path of the last complete checkpoint in a folder and removes incomplete ones after it."""
-    while (last := get_last_checkpoint(str(folder)) if folder.is_dir() else None) is not None:
-        if (Path(last) / "trainer_state.json").exists():  # the file that the Trainer writes last
-            return last
-        shutil.rmtree(last)
+def last_complete_checkpoint(folder: PartialFolder) -> str | None:
+    """Returns the path of the last complete checkpoint of a run, and removes damaged ones after it."""
+    for checkpoint in reversed(_checkpoints_of(folder)):
+        if _is_complete(checkpoint):
+            return str(checkpoint)
+        _remove(checkpoint, folder)
     return None
+
+
+def _checkpoints_of(folder: PartialFolder) -> list[Path]:
+    found = folder.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
+
+
+def _write_manifest(checkpoint: Path) -> None:
+    """Writes the name and the size of each file of a checkpoint to another file in it."""
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    (checkpoint / MANIFEST).write_text(json.dumps(sizes))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """True if a checkpoint has every file of its manifest, in its size."""
+    try:
+        sizes = read_json(checkpoint / MANIFEST)
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(checkpoint: Path, folder: PartialFolder) -> None:
+    """Removes a checkpoint, which is never among the checkpoints in part."""
+    shutil.rmtree(checkpoint.rename(folder.unfinished / checkpoint.name))

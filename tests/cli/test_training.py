@@ -104,7 +104,7 @@ def test_train_resumes(run, text, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             run(*arguments, late)
     newest = tmp_path / "cut.partial" / "checkpoints" / "checkpoint-5"
-    newest.mkdir()  # an incomplete checkpoint, as a kill leaves it
+    newest.mkdir()  # a damaged checkpoint
     (newest / "model.safetensors").write_bytes(b"half")
     for out in (cut, late):
         assert not out.exists()

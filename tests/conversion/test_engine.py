@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.conversion import convert, export, verify
+from hf_gpt.folders import partial_of
 
 
 @pytest.mark.parametrize("family", NATIVE)
@@ -174,12 +175,12 @@ def killed(native):
     out = native.with_name("ours")
     assert subprocess.run([sys.executable, "-c", KILLED, native, out]).returncode == 9
     assert not out.exists()
-    assert len(list(out.with_name("ours.partial").glob("*.safetensors"))) == 2
+    assert len(list((partial_of(out) / "content").iterdir())) == 2
     return out
 
 
 def test_the_same_conversion_resumes(native, killed):
-    times = {file.name: file.stat().st_mtime_ns for file in killed.with_name("ours.partial").glob("*.safetensors")}
+    times = {file.name: file.stat().st_mtime_ns for file in (partial_of(killed) / "content").iterdir()}
     convert(native, killed, max_shard_size="10KB")
     for name, time in times.items():
         assert (killed / name).stat().st_mtime_ns == time

@@ -1,4 +1,5 @@
 import pickle
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hf_gpt.data.token_files import (
     read_index,
     skipped_documents,
 )
+from hf_gpt.folders import output_folder, partial_of
 
 EOS = 299
 DOCUMENTS = [[*range(number, number + 7 * number % 40), EOS] for number in range(1, 31)]
@@ -29,13 +31,22 @@ BATCHES = [
 ]
 
 
+class Interrupted(BaseException):
+    pass
+
+
 def write(folder, shard_tokens=150, batches=BATCHES, *, finish=True) -> TokenIndex:
-    folder.mkdir(exist_ok=True)
-    with TokenWriter(folder, TokenIndex("<u2", EOS), shard_tokens) as writer:
-        for batch in batches:
+    """Writes or resumes a folder of tokens, which is complete if `finish` is True."""
+    with (
+        nullcontext() if finish else suppress(Interrupted),
+        output_folder(folder, {}) as new,
+        TokenWriter(new, TokenIndex("<u2", EOS), shard_tokens) as writer,
+    ):
+        for batch in batches[writer.index.place.position :]:
             writer.write(batch)
-        if finish:
-            writer.finish()
+        if not finish:
+            raise Interrupted
+        writer.finish()
     return writer.index
 
 
@@ -86,22 +97,17 @@ def test_worker_processes_map_the_files(tmp_path):
 def test_writing_resumes_after_the_last_complete_shard(tmp_path, shard_tokens, written):
     expected = write(tmp_path / "at once", shard_tokens)
     write(tmp_path / "resumed", shard_tokens, BATCHES[:written], finish=False)
-    with TokenWriter(tmp_path / "resumed", TokenIndex("<u2", EOS), shard_tokens) as writer:
-        assert writer.index.place.position <= written
-        for batch in BATCHES[writer.index.place.position :]:
-            writer.write(batch)
-        writer.finish()
-    assert writer.index == expected
+    assert write(tmp_path / "resumed", shard_tokens) == expected
     for path in (tmp_path / "at once").iterdir():
         assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin", "skipped.jsonl"])
 def test_writing_does_not_resume_after_damage(tmp_path, name):
-    write(tmp_path, 1, BATCHES[:4], finish=False)
-    (tmp_path / name).write_bytes(b"")
+    write(tmp_path / "tokens", 1, BATCHES[:4], finish=False)
+    (partial_of(tmp_path / "tokens") / "content" / name).write_bytes(b"")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
-        write(tmp_path, 1)
+        write(tmp_path / "tokens", 1)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b""])

@@ -134,7 +134,7 @@ def test_run_does_not_resume_after_damage(corpus, tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5)
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
-    (tmp_path / "tokens.partial" / name).write_bytes(b"")
+    (tmp_path / "tokens.partial" / "content" / name).write_bytes(b"")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
         tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1)
     assert tokenize_files(corpus, TOKENIZER, tmp_path / "tokens", shard_tokens=1).documents == 30
