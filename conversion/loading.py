@@ -14,11 +14,11 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from transformers.utils.quantization_config import QuantizationMethod
 
+from ..json_files import read_json
 from ..model.configuration_gpt import GPTConfig
 from .checkpoints import Checkpoint, is_finite, open_safetensors, weight_files
 from .engine import NamedTensors, check, model_tensors, raise_for, read_model
 from .sources import locate
-from .storage import read_json
 
 
 def load_model(source: str | Path, **options: Any) -> PreTrainedModel:

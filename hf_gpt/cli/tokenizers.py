@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from ..data import verify_tokens
 from ..data.documents import read_documents
 from ..data.encoders import Encoder, build_encoder
 from ..data.token_files import skipped_documents
@@ -70,6 +71,15 @@ def train_tokenizer_command(
     print_bytes_per_token(encoders, files, column)
 
 
+def verify_folder(folder: Path | None) -> None:
+    """Checks a folder of tokens and ends the command, if it has the option."""
+    if folder is not None:
+        index = verify_tokens(folder, show_progress=True)
+        checksums = "" if index.checksums else "; it was written without checksums"
+        console.print(f"{folder}: {index.tokens:,} tokens of {index.documents:,} documents are intact{checksums}")
+        raise typer.Exit
+
+
 @commands.command("tokenize")
 def tokenize_command(
     files: Corpus,
@@ -87,9 +97,18 @@ def tokenize_command(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: one for each core.")] = None,
     shard_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens in a file.")] = SHARD_TOKENS,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Check a folder that this command wrote, and exit.",
+            is_eager=True,
+            callback=verify_folder,
+        ),
+    ] = None,
 ) -> None:
     """Encode a corpus to files of tokens, which TokenBlocks memory-maps. The same command resumes after an
-    interruption."""
+    interruption. `hf-gpt tokenize --verify FOLDER` checks the result."""
     index = tokenize_files(
         files,
         open_tokenizer(tokenizer),

@@ -26,10 +26,15 @@ class Encoder(NamedTuple):
     """`tiktoken`, which is several times faster, or `tokenizers`."""
     encode: Encode
     """Returns the ids of each text, uint32 (tokens,). Text that spells a special token is encoded as text."""
-    dtype: np.dtype
-    """The smallest unsigned integer type that holds every id."""
+    vocab_size: int
+    """All ids are less."""
     is_chunkable: bool
     """True if the chunks of `chunking.split_into_chunks` have the tokens of the whole text."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned integer type that holds every id."""
+        return np.min_scalar_type(self.vocab_size - 1)
 
 
 def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None) -> Encoder:
@@ -57,7 +62,7 @@ def build_encoder(tokenizer: PreTrainedTokenizerFast, engine: str | None = None)
     encoder = Encoder(
         "tokenizers",
         _encode_with_tokenizers(serialized),
-        dtype=np.min_scalar_type(max(tokenizer.get_vocab().values())),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
         is_chunkable=only_special_added and (split_pattern is not None or is_gpt1),
     )
     _check_control_tokens(tokenizer, encoder)

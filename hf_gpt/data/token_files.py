@@ -6,56 +6,23 @@ A folder of tokens contains
                           integers of the smallest unsigned type that holds every id, which `numpy.memmap` opens
     documents.bin         the end of each document in this sequence, int64
     skipped.jsonl         the documents that could not be read, and why
-    index.json            the integer type, the length of each shard, and counts (`TokenIndex`)
+    index.json            the integer type, the length of each shard, counts and checksums (`TokenIndex`)
     tokenizer.json ...    the tokenizer
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..folders import PartialFolder, move
+from .checksums import BLOCK_BYTES, ChecksummedFile, checksums_of, file_size, read_block
+from .token_index import DOCUMENTS, INDEX, SKIPPED, Place, TokenIndex, read_index, shard_name
 
-INDEX, DOCUMENTS, SKIPPED = "index.json", "documents.bin", "skipped.jsonl"
 POSITION_TYPE = np.dtype("<i8")  # of documents.bin
-
-
-class Place(NamedTuple):
-    """A place in the corpus, between two chunks."""
-
-    file: int
-    """Number of the file."""
-    position: int
-    """Position in the file, as `read_documents` takes it."""
-
-
-@dataclass
-class TokenIndex:
-    """The contents of a folder of tokens, stored in index.json."""
-
-    dtype: str
-    """NumPy's name of the integer type."""
-    eos_token_id: int
-    shards: list[int] = field(default_factory=list)
-    """Number of tokens of each shard."""
-    documents: int = 0
-    """Number of documents."""
-    skipped: int = 0
-    """Number of documents in skipped.jsonl."""
-    skipped_bytes: int = 0
-    """Size of skipped.jsonl."""
-    text_bytes: int = 0
-    """Size of all documents in bytes of UTF-8."""
-    place: Place = field(default=Place(0, 0))
-    """Place in the corpus after the last shard, from which an interrupted run resumes."""
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.shards)
 
 
 @dataclass(frozen=True)
@@ -68,49 +35,62 @@ class Tokens:
     """Index after the last token of each document, counted over all shards, int64 (documents,)."""
     folder: Path | None = None
     """Folder whose files the shards map; None in memory."""
+    index: TokenIndex | None = None
+    """Of the folder."""
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
 
     def __reduce__(self) -> tuple:
         if self.folder is not None:  # a worker process maps the files instead of receiving their contents
-            return open_tokens, (self.folder,)
+            return map_tokens, (self.folder,)
         return Tokens, (self.shards, self.document_ends)
 
+    def check(self, shard: int, position: int) -> None:
+        """Reads and checks the block of the file that contains a token.
 
-def open_tokens(folder: Path | str) -> Tokens:
-    """Memory-maps a folder of tokens that `tokenize_files` or `hf-gpt tokenize` wrote.
+        Args:
+            shard: number of the shard.
+            position: of the token in the shard.
+
+        Raises:
+            ValueError: the block has changed since it was written, or contains an id outside the vocabulary.
+        """
+        if self.index is not None:
+            number = int(position) * self.shards[shard].itemsize // BLOCK_BYTES
+            read_ids(self.folder, self.index, shard_name(shard), number)
+
+
+def map_tokens(folder: Path | str) -> Tokens:
+    """Memory-maps a folder of tokens after checking its index and the sizes of its files.
 
     Raises:
-        FileNotFoundError: the folder contains no tokens, or a shard is missing.
-        ValueError: a file does not have the size that the index states.
+        FileNotFoundError: the folder contains no tokens, or a file is missing.
+        ValueError: the index is damaged, or a file does not have the size that it states.
     """
     folder = Path(folder).resolve()
     index = read_index(folder)
-    shards = [_map(folder / shard_name(number), index.dtype, length) for number, length in enumerate(index.shards)]
-    return Tokens(shards, _map(folder / DOCUMENTS, POSITION_TYPE, index.documents), folder)
+    if extra := {path.name for path in folder.glob("tokens-*")} - {*index.token_files}:
+        raise ValueError(f"{folder / min(extra)} is not in {INDEX}, which lists {len(index.shards)} shards")
+    shards = [_map(folder / name, index.dtype, length) for name, length in index.token_files.items()]
+    return Tokens(shards, _map(folder / DOCUMENTS, POSITION_TYPE, index.documents), folder, index)
 
 
-def read_index(folder: Path | str) -> TokenIndex:
-    """Reads the index of a folder of tokens.
+def read_ids(folder: Path, index: TokenIndex, name: str, number: int) -> np.ndarray:
+    """Returns the ids in a block of a shard, after checking them.
 
     Raises:
-        FileNotFoundError: the folder has no index.json.
+        ValueError: the block has changed since it was written, or contains an id outside the vocabulary.
     """
-    path = Path(folder) / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {INDEX}: expected a folder that `hf-gpt tokenize` wrote")
-    stored = json.loads(path.read_text("utf-8"))
-    return TokenIndex(**stored | {"place": Place(*stored["place"])})
+    ids = np.frombuffer(read_block(folder / name, number, index.checksums.get(name, "")), index.dtype)
+    if index.vocab_size is not None and ids.max() >= index.vocab_size:
+        raise ValueError(f"{folder / name} contains the id {ids.max()}, expected ids below {index.vocab_size}")
+    return ids
 
 
 def skipped_documents(folder: Path | str) -> list[str]:
     """Returns where each document is that could not be read, and why."""
     return [json.loads(line) for line in (Path(folder) / SKIPPED).read_text("utf-8").splitlines()]
-
-
-def shard_name(number: int) -> str:
-    return f"tokens-{number:05}.bin"
 
 
 class EncodedBatch(NamedTuple):
@@ -140,18 +120,17 @@ class TokenWriter:
         shard_tokens: number of tokens after which a shard is complete.
 
     Raises:
-        ValueError: a file of an interrupted run is shorter than its index states.
+        ValueError: the index of an interrupted run is damaged, or a file is shorter than it states.
     """
 
     def __init__(self, folder: PartialFolder, index: TokenIndex, shard_tokens: int) -> None:
         self.folder, self.shard_tokens = folder, shard_tokens
         content = folder.content
         self.index = read_index(content) if (content / INDEX).exists() else index
-        for number, length in enumerate(self.index.shards):
-            _map(content / shard_name(number), index.dtype, length)  # raises if the shard is damaged
-        _truncate(content / DOCUMENTS, POSITION_TYPE.itemsize * self.index.documents)
-        _truncate(content / SKIPPED, self.index.skipped_bytes)
-        self._documents, self._skipped = (content / DOCUMENTS).open("ab"), (content / SKIPPED).open("ab")
+        for name, length in self.index.token_files.items():
+            _map(content / name, index.dtype, length)  # raises if the shard is damaged
+        self._documents = self._open(DOCUMENTS, POSITION_TYPE.itemsize * self.index.documents)
+        self._skipped = self._open(SKIPPED, self.index.skipped_bytes)
         self._begin_shard()
 
     def __enter__(self) -> "TokenWriter":
@@ -160,6 +139,9 @@ class TokenWriter:
     def __exit__(self, *_) -> None:
         for file in (self._shard, self._documents, self._skipped):
             file.close()
+
+    def _open(self, name: str, size: int = 0) -> ChecksummedFile:
+        return ChecksummedFile(self.folder.content / name, self.index.checksums.get(name, ""), size)
 
     def write(self, batch: EncodedBatch) -> None:
         """Appends a batch, and begins a new shard if the current one is complete."""
@@ -177,46 +159,43 @@ class TokenWriter:
             self._end_shard()
             self._begin_shard()
 
-    def finish(self) -> None:
-        """Completes the last shard, or removes it if it is empty."""
+    def finish(self, others: Iterable[str] = ()) -> None:
+        """Completes the last shard, or removes it if it is empty.
+
+        Args:
+            others: names of other files in the folder, of which the index contains checksums too.
+        """
+        self.index.checksums |= {name: checksums_of(self.folder.content / name) for name in others}
         if self._length:
             self._end_shard()
         else:
             self._save_index()
 
-    def _begin_shard(self) -> None:
-        self._shard, self._length = (self.folder.unfinished / self._shard_name).open("wb"), 0
-
-    def _end_shard(self) -> None:
-        self._shard.close()
-        move(self.folder.unfinished / self._shard_name, self.folder.content / self._shard_name)
-        self.index.shards.append(self._length)
-        self._save_index()
-
     @property
     def _shard_name(self) -> str:
         return shard_name(len(self.index.shards))
 
+    def _begin_shard(self) -> None:
+        self._shard, self._length = ChecksummedFile(self.folder.unfinished / self._shard_name), 0
+
+    def _end_shard(self) -> None:
+        self._shard.close()
+        move(self.folder.unfinished / self._shard_name, self.folder.content / self._shard_name)
+        self.index.checksums[self._shard_name] = self._shard.checksums
+        self.index.shards.append(self._length)
+        self._save_index()
+
     def _save_index(self) -> None:
-        for file in (self._documents, self._skipped):
-            file.flush()
-            os.fsync(file.fileno())
+        for name, file in ((DOCUMENTS, self._documents), (SKIPPED, self._skipped)):
+            file.synchronize()
+            self.index.checksums[name] = file.checksums
         with self.folder.writing() as unfinished:
-            (unfinished / INDEX).write_text(json.dumps(asdict(self.index), indent=2) + "\n")
+            (unfinished / INDEX).write_text(self.index.to_json())
 
 
 def _map(path: Path, dtype: np.dtype | str, length: int) -> np.ndarray:
     """Memory-maps a file of `length` integers; raises ValueError if it has another size."""
     expected = length * np.dtype(dtype).itemsize
-    size = path.stat().st_size
-    if size != expected:
+    if (size := file_size(path)) != expected:
         raise ValueError(f"{path} is damaged: expected {expected} bytes, got {size}")
     return np.memmap(path, dtype, mode="r", shape=(length,)) if length else np.empty(0, dtype)
-
-
-def _truncate(path: Path, size: int) -> None:
-    """Removes what was written after the last complete shard; raises ValueError if the file is shorter than `size`."""
-    path.touch()
-    if path.stat().st_size < size:
-        raise ValueError(f"{path} is damaged: expected {size} bytes, got {path.stat().st_size}")
-    os.truncate(path, size)

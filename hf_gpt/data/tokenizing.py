@@ -19,7 +19,8 @@ from ..tokenization.loading import forget_code
 from ..version import __version__
 from .documents import Chunk, find_row_error, read_documents, split_document
 from .encoders import Encoder, build_encoder
-from .token_files import EncodedBatch, Place, TokenIndex, Tokens, TokenWriter, skipped_documents
+from .token_files import EncodedBatch, Tokens, TokenWriter, skipped_documents
+from .token_index import Place, TokenIndex
 
 T = TypeVar("T")
 
@@ -101,9 +102,9 @@ def tokenize_files(
         "release": __version__,
     }
     with output_folder(out, description) as folder:
-        dtype = encoder.dtype.newbyteorder("<").str
+        index = TokenIndex(encoder.dtype.newbyteorder("<").str, eos, vocab_size=encoder.vocab_size)
         with (
-            TokenWriter(folder, TokenIndex(dtype, eos), shard_tokens) as writer,
+            TokenWriter(folder, index, shard_tokens) as writer,
             ThreadPoolExecutor(threads) as pool,
             _progress_bar(paths, show_progress) as move_bar,
         ):
@@ -113,12 +114,12 @@ def tokenize_files(
                 encoded = task.result()
                 writer.write(encoded)
                 move_bar(encoded.place)
-            writer.finish()
+            with folder.writing() as unfinished:
+                tokenizer_files = forget_code(tokenizer).save_pretrained(unfinished)
+            writer.finish(Path(file).name for file in tokenizer_files)
         if not writer.index.documents:
             skipped = skipped_documents(folder.content)
             raise ValueError(f"no document to encode: {next(iter(skipped), 'expected files')}")
-        with folder.writing() as unfinished:
-            forget_code(tokenizer).save_pretrained(unfinished)
     return writer.index
 
 

@@ -1,7 +1,7 @@
 """`hf-gpt train-tokenizer` and `tokenize`."""
 
 import pytest
-from command_line import TEXT, assert_error
+from command_line import TEXT, TINY, assert_error
 from transformers import AutoTokenizer
 
 from hf_gpt.data import TokenBlocks, open_tokens
@@ -63,6 +63,21 @@ def test_tokenize(run, text, saved, tmp_path):
     assert "skipped: " in output
     blocks = TokenBlocks(out, 8)
     assert [token for row in blocks for token in row["input_ids"].tolist()] == ids[: len(ids) // 8 * 8]
+
+
+def test_tokenize_verify(run, text, saved, tmp_path):
+    out = tmp_path / "tokens"
+    assert run("tokenize", text, "--tokenizer", saved, "--out", out)[0] == 0
+    status, output, _ = run("tokenize", "--verify", out)
+    assert status == 0
+    assert "tokens of 1 documents are intact" in " ".join(output.split())
+    shard = out / "tokens-00000.bin"
+    shard.write_bytes(b"!" + shard.read_bytes()[1:])
+    message = f"{shard} is damaged: block 0, from byte 0, has the CRC-32"
+    assert_error(run("tokenize", "--verify", out), message)
+    assert_error(run("train", "--tokens", out, "--model", "gpt2", *TINY, "--out", tmp_path / "model"), message)
+    assert not list(tmp_path.glob("model*"))
+    assert_error(run("tokenize", "--verify", tmp_path), "has no index.json")
 
 
 def test_tokenize_with_the_shipped_tokenizer(run, text, tmp_path):

@@ -7,6 +7,7 @@ from tiny import make_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from hf_gpt.data import checksums, packing, token_files
 from hf_gpt.data.packing import TokenBlocks
 from hf_gpt.data.token_files import Tokens
 from hf_gpt.data.tokenizing import encode_texts, tokenize_files
@@ -110,3 +111,21 @@ def test_trains_with_the_trainer(folder, tmp_path, separate_documents):
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before - 0.5
     assert tokenizer.eos_token_id in torch.cat([batch["input_ids"] for batch in DataLoader(data)])
+
+
+def test_blocks_of_the_files_are_checked_while_rows_are_read(tmp_path, monkeypatch):
+    """The first row, and one of every two after it."""
+    monkeypatch.setattr(packing, "ROWS_PER_CHECK", 2)
+    for module in (checksums, token_files):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 400)
+    tokenize_files([tmp_path / "text.txt"], train_tokenizer(["the cat sat on the mat"], 270), tmp_path / "tokens")
+    blocks = TokenBlocks(tmp_path / "tokens", 25)  # two rows in a block
+    path = tmp_path / "tokens" / "tokens-00000.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:1030] + bytes(2) + content[1032:])
+    read = iter(blocks)
+    for _ in range(20):
+        next(read)
+    with pytest.raises(ValueError, match=r"tokens-00000\.bin is damaged: block 10, from byte 1,000, has the CRC-32"):
+        next(read)

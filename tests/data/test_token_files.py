@@ -4,16 +4,9 @@ from contextlib import nullcontext, suppress
 import numpy as np
 import pytest
 
-from hf_gpt.data.token_files import (
-    EncodedBatch,
-    Place,
-    TokenIndex,
-    Tokens,
-    TokenWriter,
-    open_tokens,
-    read_index,
-    skipped_documents,
-)
+from hf_gpt.data.token_checks import open_tokens
+from hf_gpt.data.token_files import EncodedBatch, Tokens, TokenWriter, skipped_documents
+from hf_gpt.data.token_index import Place, TokenIndex, read_index
 from hf_gpt.folders import output_folder, partial_of
 
 EOS = 299
@@ -88,6 +81,7 @@ def test_worker_processes_map_the_files(tmp_path):
     pickled = pickle.dumps(tokens)
     assert len(pickled) < 500
     assert_contains_documents(pickle.loads(pickled))
+    assert pickle.loads(pickled).index == tokens.index
     in_memory = Tokens([np.array(shard) for shard in tokens.shards], np.array(tokens.document_ends))
     assert_contains_documents(pickle.loads(pickle.dumps(in_memory)))
 
@@ -110,19 +104,17 @@ def test_writing_does_not_resume_after_damage(tmp_path, name):
         write(tmp_path / "tokens", 1)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b""])
-@pytest.mark.parametrize("name", ["tokens-00001.bin", "documents.bin"])
-def test_file_of_another_size(tmp_path, name, damage):
+def test_the_block_of_a_token_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_gpt.data.checksums.BLOCK_BYTES", 100)
+    monkeypatch.setattr("hf_gpt.data.token_files.BLOCK_BYTES", 100)
     write(tmp_path)
-    path = tmp_path / name
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"{name} is damaged: expected .* bytes, got"):
-        open_tokens(tmp_path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        open_tokens(tmp_path)
-
-
-def test_folder_without_tokens(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no index\.json: expected a folder that `hf-gpt tokenize` wrote"):
-        open_tokens(tmp_path)
+    tokens = open_tokens(tmp_path)
+    path = tmp_path / "tokens-00001.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:250] + b"!!" + content[252:])
+    for position in (0, 99, 150):
+        tokens.check(1, position)
+    for position in (100, 149):
+        with pytest.raises(ValueError, match="bin is damaged: block 2, from byte 200, has the CRC-32"):
+            tokens.check(1, position)
+    Tokens(tokens.shards, tokens.document_ends).check(1, 100)  # in memory

@@ -7,7 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_gpt.data import tokenizing
-from hf_gpt.data.token_files import Place, TokenWriter, open_tokens, read_index, skipped_documents
+from hf_gpt.data.token_checks import open_tokens
+from hf_gpt.data.token_files import TokenWriter, skipped_documents
+from hf_gpt.data.token_index import Place, read_index
 from hf_gpt.data.tokenizing import encode_texts, tokenize_files
 from hf_gpt.tokenization import train_tokenizer
 
