@@ -6,17 +6,27 @@ query. Where neither is possible - padding between tokens, or a compiled graph t
 gets the mask of the definition too.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    add_offsets_to_mask_function,
+    and_masks,
+    causal_mask_function,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    padding_mask_function,
+    prepare_padding_mask,
+)
 
 from .attention_patterns import Banded, Dense, Fixed, Pattern, Strided, build_pattern, causal_mask, whole
-from .batch_layout import BatchLayout
+from .batch_layout import BatchLayout, filled_layer
 from .caches import FixedLayer, layer_of
 from .configuration_gpt import LAYER_TYPES, OWN_PATTERNS, GPTConfig
 from .sparse_attention import Piece, Span
@@ -96,14 +106,19 @@ def create_masks_for_generate(
 
 def masks_or_slots(config: GPTConfig, inputs_embeds: torch.Tensor, tokens: BatchLayout) -> dict[str, Any]:
     """Returns what `create_attention_masks` does, but slots, (B, 1, 1, M), for keys that are to be gathered."""
-    requests = {
-        pattern: MaskRequest(config, inputs_embeds, tokens, config.attention_patterns.index(pattern))
+    config = with_uncompiled_block_masks(config, inputs_embeds.device)
+    make = prepared_mask if tokens.is_prepared else create_mask
+    return {
+        pattern: make(pattern, MaskRequest(config, inputs_embeds, tokens, filled_layer_of(pattern, config, tokens)))
         for pattern in dict.fromkeys(config.attention_patterns)
     }
-    if tokens.is_prepared:
-        return {pattern: prepared_mask(pattern, request) for pattern, request in requests.items()}
-    with eager_block_masks(config, inputs_embeds.device):
-        return {pattern: create_mask(pattern, request) for pattern, request in requests.items()}
+
+
+def filled_layer_of(pattern: str, config: GPTConfig, tokens: BatchLayout) -> int:
+    """Returns the first layer of a pattern that holds keys, or the first one if none does."""
+    patterns = config.attention_patterns
+    layers = (layer for layer, each in enumerate(patterns) if each == pattern)
+    return filled_layer(tokens.past_key_values, layers, default=patterns.index(pattern))
 
 
 def create_mask(pattern: str, request: "MaskRequest") -> Any:
@@ -335,9 +350,34 @@ def mask_of_cached_keys(pattern: Pattern, request: MaskRequest, layer: FixedLaye
     return request.create_from(visible, ignore_padding=True)
 
 
-def eager_block_masks(config: GPTConfig, device: torch.device) -> AbstractContextManager:
-    """Keeps transformers from compiling FlexAttention's block masks on a CPU: for padded rows, the C++ that torch 2.13
-    generates does not compile."""
-    if config._attn_implementation == "flex_attention" and device.type == "cpu" and not torch.compiler.is_compiling():
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+def uncompiled_block_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **_,
+) -> BlockMask:
+    """The mask of FlexAttention, as transformers makes it, without torch.compile."""
+    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    if padding is not None:
+        mask_function = and_masks(mask_function, padding_mask_function(padding))
+    visible = add_offsets_to_mask_function(mask_function, q_offset, kv_offset)
+    return create_block_mask(visible, batch_size, None, q_length, kv_length, device)
+
+
+UNCOMPILED = "hf_gpt.uncompiled_flex_attention"
+ALL_MASK_ATTENTION_FUNCTIONS.register(UNCOMPILED, uncompiled_block_mask)
+
+
+def with_uncompiled_block_masks(config: GPTConfig, device: torch.device) -> GPTConfig:
+    """Returns a configuration by which transformers does not compile FlexAttention's masks on a CPU: for padded rows,
+    the C++ that torch 2.13 generates does not compile. A stance of torch.compile would hold for all threads."""
+    if config._attn_implementation != "flex_attention" or device.type != "cpu" or torch.compiler.is_compiling():
+        return config
+    config = copy(config)
+    config._attn_implementation = UNCOMPILED
+    return config

@@ -165,7 +165,7 @@ class BalancedDecoder:
         if "sparse" not in self.config.mlp_layer_types or not (in_training or is_requested):
             return self.model(**inputs, output_router_logits=False), None
         outputs = self.model(**inputs, output_router_logits=True, output_router_indices=True)
-        if not outputs.router_logits:  # generate() drafts with the first layers, which may all be dense
+        if not outputs.router_logits:  # an early exit, before the first sparse layer
             return outputs, None
         routed = (outputs.router_logits, outputs.router_indices, padding_mask(attention_mask))
         balance = measure_balance(*routed, self.config, over_processes=in_training)

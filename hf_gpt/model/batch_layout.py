@@ -3,7 +3,7 @@
 `GPTModel.forward` builds one `BatchLayout` first. Positions, attention masks and caches are all derived from it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -48,7 +48,7 @@ class BatchLayout:
         check_cache(past_key_values)
         check_position_ids(position_ids, batch, length)
         check_mask(attention_mask, batch)
-        self.past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        self.past = cached_slots(past_key_values)
         """Cached slots: an int, or a scalar tensor for a static cache."""
         self.is_static = getattr(past_key_values, "is_compileable", False)
         """True for a static cache, whose attention mask may cover unused slots behind the tokens."""
@@ -145,6 +145,20 @@ class BatchLayout:
 
     def _new_slots(self) -> torch.Tensor:
         return torch.arange(self.length, device=self.device) + self.past
+
+
+def filled_layer(cache: Cache | None, layers: Iterable[int], default: int = 0) -> int:
+    """Returns the first of some layers that holds keys: a pipeline stage fills only its own."""
+    cached = getattr(cache, "layers", ())
+    return next((layer for layer in layers if layer < len(cached) and cached[layer].is_initialized), default)
+
+
+def cached_slots(cache: Cache | None) -> int | torch.Tensor:
+    """Returns the number of cached slots: an int, or a scalar tensor for a static cache."""
+    if cache is None:
+        return 0
+    layers = range(len(getattr(cache, "layers", ())))
+    return cache.get_seq_length(filled_layer(cache, layers)) if layers else cache.get_seq_length()
 
 
 def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:

@@ -1,9 +1,11 @@
 """Cache layers of the attention patterns; banded layers use those of transformers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from traceback import walk_tb
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -11,6 +13,7 @@ from .attention_patterns import Fixed, build_pattern
 from .backends import is_traced
 from .batch_layout import BatchLayout
 from .configuration_gpt import GPTConfig
+from .parallel_plans import is_missing
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -242,6 +245,17 @@ def prepare_cache(config: GPTConfig, cache: Cache | None, tokens: BatchLayout) -
             cache.layers[layer_idx] = DynamicLayer()
         else:
             layer.expect(None if tokens.mask is None else tokens.logical_positions[:, -tokens.length :])
+
+
+def reset_if_torn(cache: Cache | None, blocks: Sequence[nn.Module], error: BaseException) -> None:
+    """Empties a cache whose layers do not hold the same tokens, because an exception was raised inside a block or
+    between two. There is no way back: sliding and fixed layers have dropped keys."""
+    if not isinstance(cache, Cache):
+        return
+    running = {id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__)}
+    lengths = {int(cache.get_seq_length(layer)) for layer, block in enumerate(blocks) if not is_missing(block)}
+    if len(lengths) > 1 or running & {*map(id, blocks)}:
+        cache.reset()
 
 
 def layer_of(cache: Cache | None, layer_idx: int) -> CacheLayerMixin | None:

@@ -5,11 +5,12 @@ import math
 from functools import wraps
 
 import torch
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers.generation.candidate_generator import CandidateGenerator
 
 from .attention_masks import create_masks_for_generate
-from .batch_layout import padding_mask
-from .caches import install_layers
+from .batch_layout import cached_slots, padding_mask
+from .caches import install_layers, reset_if_torn
 from .implementations import check_attention_implementation
 from .linear import PACKED, PackedWeights
 from .positions import longrope_threshold
@@ -26,33 +27,66 @@ class GPTGenerationMixin(GenerationMixin):
 
     @wraps(GenerationMixin.generate)
     def generate(self, *args, **kwargs):
-        """Continue token ids, as in transformers. Long prompts are read in chunks, and bfloat16 weights are packed."""
+        """Continue token ids, as in transformers. Long prompts are read in chunks, and bfloat16 weights are packed.
+
+        A call that an exception or Ctrl-C ends leaves nothing behind. A cache of the caller then holds all tokens that
+        were read; it is empty if the exception came from within a forward pass.
+        """
         token = PACKED.set(None)
         try:
             return super().generate(*args, **kwargs)
+        except BaseException as error:
+            reset_if_torn(kwargs.get("past_key_values"), self.model.layers, error)
+            raise
         finally:
-            PACKED.reset(token)  # releases the packed weights
+            packed = PACKED.get()
+            PACKED.reset(token)
+            if packed is not None:
+                packed.release()
+
+    @property
+    def _previous_max_cache_length(self) -> int:
+        """The length of the longest static cache so far, which transformers reads and sets: the next one is as long,
+        so that the compiled step is not compiled again. -1 on a CPU, where generate() does not compile: there a cache
+        has the length of its own call, and the logits do not depend on earlier ones."""
+        return vars(self).get("_longest_cache", -1)
+
+    @_previous_max_cache_length.setter
+    def _previous_max_cache_length(self, length: int) -> None:
+        if self.device.type != "cpu":
+            self._longest_cache = length
+
+    def _get_candidate_generator(self, generation_config, *args, model_kwargs, **kwargs) -> CandidateGenerator:
+        # transformers drafts with the first layers by a smaller num_hidden_layers in the configuration meanwhile, which
+        # other threads would see, and which an interrupted call would leave.
+        early_exit, generation_config.assistant_early_exit = generation_config.assistant_early_exit, None
+        if early_exit is not None:
+            model_kwargs, kwargs["assistant_model"] = model_kwargs | {"early_exit": early_exit}, self
+        return super()._get_candidate_generator(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         mask = model_kwargs.get("attention_mask")
         prompt = mask.shape[1] if isinstance(mask, torch.Tensor) else 0
         if generation_config.max_length - prompt >= PackedWeights.MIN_CALLS:
             PACKED.set(PackedWeights())
-        if prompt >= 2 * PREFILL_CHUNK and self.can_prefill_in_chunks(generation_config, model_kwargs):
-            generation_config.prefill_chunk_size = PREFILL_CHUNK
+        generation_config.prefill_chunk_size = self.prefill_chunk(prompt, generation_config, model_kwargs)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         install_layers(self.config, cache)
         if generation_config.is_assistant and cache is not None:
             cache.activate_past_recording()  # also on the layers that were just installed
 
-    def can_prefill_in_chunks(self, generation_config, model_kwargs) -> bool:
-        """True if a long prompt can be read in chunks: there is a cache, the prompt is token ids, the caller has not
-        chosen a chunk size, and rotary frequencies do not depend on how much is read at once."""
+    def prefill_chunk(self, prompt: int, generation_config: GenerationConfig, model_kwargs: dict) -> int | None:
+        """Returns how many tokens of a prompt are read at once; None for all, as always where rotary frequencies depend
+        on how many are read at once."""
         rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            return None
         has_ids_and_cache = generation_config.use_cache and model_kwargs.get("inputs_embeds") is None
         is_chosen = generation_config.is_assistant or generation_config.prefill_chunk_size is not None
-        return has_ids_and_cache and not is_chosen and rope.get("rope_type") not in ("dynamic", "longrope")
+        if prompt < 2 * PREFILL_CHUNK or is_chosen or not has_ids_and_cache:
+            return generation_config.prefill_chunk_size
+        return PREFILL_CHUNK
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers inspects its signature
     def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs):
@@ -71,7 +105,7 @@ class GPTGenerationMixin(GenerationMixin):
         mask = padding_mask(attention_mask)
         if mask is None:
             mask = torch.ones(batch, length, dtype=torch.bool)
-        before, now = (int(rows.sum(dim=-1).max()) for rows in (mask[:, : int(cache.get_seq_length())], mask))
+        before, now = (int(rows.sum(dim=-1).max()) for rows in (mask[:, : int(cached_slots(cache))], mask))
         return 0 < before <= threshold < now
 
     def init_continuous_batching(self, *args, **kwargs):

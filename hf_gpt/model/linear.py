@@ -9,6 +9,7 @@ import operator
 from collections.abc import Sequence
 from contextvars import ContextVar
 from enum import Enum
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -161,7 +162,8 @@ class PackedWeights:
     """bfloat16 weights in the memory layout that oneDNN reads fastest for a few rows, beside the plain ones
     (benchmarks/RESULTS.md, decoding and quantized weights).
 
-    A packed weight is released with its source: offloaded weights are new tensors at each use.
+    A packed weight is released with its source: offloaded weights are new tensors at each use. Threads that run in
+    copies of one context share them.
     """
 
     ROWS = 64
@@ -170,6 +172,8 @@ class PackedWeights:
 
     def __init__(self) -> None:
         self.by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the first weight
+        self.limit = self.BYTES
+        self.lock = Lock()
 
     @property
     def bytes(self) -> int:
@@ -180,13 +184,27 @@ class PackedWeights:
         """Returns weights followed by as many biases as one packed weight and one bias, or None beyond the limit."""
         entry = self.by_weight.get(parameters[0])
         if entry is None or not entry.is_from(parameters):
-            size = sum(2 * weight.numel() for weight in halves(parameters)[0])
-            if self.bytes + size > self.BYTES:
-                return None
-            weight, bias = joined(parameters, torch.bfloat16)
-            sources = tuple(None if each is None else ref(each) for each in parameters)
-            entry = self.by_weight[parameters[0]] = PackedWeight(sources, (pack_weight(weight), bias), size)
-        return entry.packed
+            with self.lock:
+                entry = self._pack(parameters)
+        return entry and entry.packed
+
+    def release(self) -> None:
+        """Releases all packed weights and packs no more, also for a task that runs in a copy of the context."""
+        with self.lock:
+            self.limit = 0
+            self.by_weight.clear()
+
+    def _pack(self, parameters: Sequence[torch.Tensor | None]) -> PackedWeight | None:
+        entry = self.by_weight.get(parameters[0])
+        if entry is not None and entry.is_from(parameters):  # another thread has packed them meanwhile
+            return entry
+        size = sum(2 * weight.numel() for weight in halves(parameters)[0])
+        if self.bytes + size > self.limit:
+            return None
+        weight, bias = joined(parameters, torch.bfloat16)
+        sources = tuple(None if each is None else ref(each) for each in parameters)
+        entry = self.by_weight[parameters[0]] = PackedWeight(sources, (pack_weight(weight), bias), size)
+        return entry
 
 
 # The packed weights of the running generate().

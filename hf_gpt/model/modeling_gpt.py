@@ -180,6 +180,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        early_exit: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GPTModelOutput:
         """Run the decoder.
@@ -193,6 +194,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             past_key_values: keys and values of `past` earlier slots, extended in place.
             inputs_embeds: (B, T, embedding_size), instead of `input_ids`.
             use_cache: return `past_key_values`, a new cache if none is passed.
+            early_exit: run only this many first blocks (Elhoushi et al. 2024), by default all.
 
         Returns:
             `last_hidden_state` of (B, T, embedding_size), and what `use_cache`, `output_hidden_states`,
@@ -224,7 +226,7 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
             hidden_states = self.dropout(self.embed_positions(project(self.project_in, inputs_embeds), position_ids))
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         routers = routers_to_count(self)
-        for block, pattern in self.blocks_to_run():
+        for block, pattern in self.blocks_to_run(early_exit):
             hidden_states = block(
                 hidden_states,
                 attention_mask=masks[pattern],
@@ -245,12 +247,15 @@ class GPTModel(GPTPreTrainedModel, auto_class="AutoModel"):
         """The routers of the sparse layers, in order."""
         return [module for module in self.modules() if isinstance(module, TopKRouter)]
 
-    def blocks_to_run(self) -> Iterable[tuple[GPTBlock, str]]:
-        """Returns the blocks and their attention patterns; in training without those that layerdrop skips."""
+    def blocks_to_run(self, early_exit: int | None = None) -> Iterable[tuple[GPTBlock, str]]:
+        """Returns the first blocks, by default all, and their attention patterns; in training without those that
+        layerdrop skips."""
         depth, patterns = self.config.num_hidden_layers, self.config.attention_patterns
         if depth > len(patterns):
             self.config.check_depth()  # raises
-        blocks = zip(self.layers[:depth], patterns, strict=False)  # generate() lowers it to draft with the first layers
+        if early_exit is not None and not 0 < early_exit <= depth:
+            raise ValueError(f"early_exit={early_exit}: expected 1 to {depth}, by num_hidden_layers={depth}")
+        blocks = zip(self.layers[: early_exit or depth], patterns, strict=False)
         if not (self.training and self.config.layerdrop):
             return blocks
         return [block for block in blocks if torch.rand(()).item() >= self.config.layerdrop]
@@ -292,6 +297,7 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
+        early_exit: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GPTCausalLMOutput:
         """Predict the token after each one. The arguments are those of `GPTModel`, and:
@@ -324,6 +330,7 @@ class GPTForCausalLM(BalancedDecoder, GPTPreTrainedModel, GPTGenerationMixin, au
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            early_exit=early_exit,
             has_labels=labels is not None,
             **kwargs,
         )

@@ -18,6 +18,7 @@ from tiny import (
     random_ids,
     sparse_config,
 )
+from torch.nn.attention.flex_attention import create_mask
 from transformers import LlamaConfig, StaticCache
 from transformers.masking_utils import create_masks_for_generate as native_masks_for_generate
 
@@ -225,3 +226,20 @@ def test_export_with_dynamic_length(variant, side):
         ids, mask = inputs(length)
         seen = padding(side, length=length).bool()
         assert torch.allclose(program(ids, mask)[seen], logits(model, ids, mask)[seen], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["none", "left", "scattered"])
+@pytest.mark.parametrize("pattern", PATTERN_SIZES)
+def test_block_masks_of_flex_attention_on_a_cpu(pattern, kind, monkeypatch):
+    """They are those of the definition, made without torch.compile and without its stance, which all threads share."""
+    monkeypatch.delattr(torch, "compile")
+    monkeypatch.delattr(torch.compiler, "set_stance")
+    config, mask = sparse_config(pattern), padding(kind)
+    config._attn_implementation = "flex_attention"
+    block_mask = masks_by_pattern(config, mask)[pattern]
+    assert config._attn_implementation == "flex_attention"
+    config._attn_implementation = "eager"
+    expected = masks_by_pattern(config, mask)[pattern]
+    found = create_mask(block_mask.mask_mod, 3, None, LENGTH, LENGTH, device="cpu")
+    is_token = mask.bool()[:, None, :, None]
+    assert torch.equal(found & is_token, (expected == 0) & is_token)

@@ -467,7 +467,7 @@ def test_the_depth_of_unlike_layers_is_set_by_hand(fields, tmp_path):
 
 @pytest.mark.parametrize("fields", [*DEPTHS.values(), *MIXED.values()], ids=[*DEPTHS, *MIXED])
 def test_a_depth_that_is_restored(fields):
-    """generate(assistant_early_exit=...) lowers it, drafts, and restores it."""
+    """Tools lower it to run the first layers, as transformers' models to draft, and restore it."""
     config = make_config(**fields, num_hidden_layers=4)
     before = copy.deepcopy(fields_of(config))
     for layers in (1, 0, None, "4"):

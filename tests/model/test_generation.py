@@ -3,6 +3,8 @@
 import pytest
 import torch
 from greedy import GREEDY, without_cache
+from snapshots import changes, state_of, with_hooks
+from threads import FEW, MODELS, WAYS, differences, generate, is_same
 from tiny import FLASH, IMPLEMENTATIONS, VARIANTS, make_model, random_ids
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
 
@@ -127,15 +129,16 @@ def test_long_prompts_are_prefilled_in_chunks(model, monkeypatch):
     assert lengths[:4] == [10, 10, 1, 1]
 
 
+@pytest.mark.parametrize("chosen", [{}, {"prefill_chunk_size": 4}])
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_length_dependent_rope_prefills_in_one_pass(rope_type, monkeypatch):
+def test_length_dependent_rope_prefills_in_one_pass(rope_type, chosen, monkeypatch):
     config = extended_config(make_model(max_position_embeddings=16).config, 64, rope_type)
     model, lengths = GPTForCausalLM(config).eval(), []
     model.model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     monkeypatch.setattr(generation, "PREFILL_CHUNK", 8)
-    model.generate(random_ids(1, 21), **GREEDY)
+    model.generate(random_ids(1, 21), **GREEDY, **chosen)
     assert lengths[0] == 21
 
 
@@ -217,3 +220,20 @@ def test_compiled_generation():
     torch.compiler.reset()
     model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), expected)
+
+
+@pytest.mark.parametrize(("model_name", "way"), FEW)
+def test_threads_that_share_a_model(model_name, way, monkeypatch):
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
+    assert differences(model_name, way) == []
+
+
+@pytest.mark.parametrize(("model_name", "way"), FEW)
+def test_a_call_changes_nothing_and_depends_on_no_earlier_one(model_name, way, monkeypatch):
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
+    model, options = with_hooks(MODELS[model_name]()), WAYS[way]
+    before = state_of(model)
+    short = generate(model, 0, options)
+    generate(model, 7, options)
+    assert changes(before, state_of(model)) == []
+    assert is_same(generate(model, 0, options), short)

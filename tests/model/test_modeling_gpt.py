@@ -392,3 +392,18 @@ def test_more_layers_than_attention_patterns(patterns):
         return
     with pytest.raises(ValueError, match=r"num_hidden_layers=4: .*attention_patterns \(has 2\).*layer_types"):
         model(random_ids(1, 9))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_early_exit_runs_the_first_blocks(layers):
+    model, ids = make_model(num_hidden_layers=3), random_ids(2, 7)
+    short = make_model(num_hidden_layers=layers)
+    short.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model(ids, early_exit=layers).logits, short(ids).logits)
+    assert model.config.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize("layers", [0, -1, 4])
+def test_an_early_exit_without_such_a_block_raises(layers):
+    with pytest.raises(ValueError, match=rf"early_exit={layers}: expected 1 to 3, by num_hidden_layers=3"):
+        make_model(num_hidden_layers=3)(random_ids(1, 4), early_exit=layers)

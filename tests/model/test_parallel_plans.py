@@ -2,9 +2,11 @@
 
 import copy
 import socket
+from functools import wraps
 
 import pytest
 import torch
+from greedy import GREEDY
 from layouts import RANKS, layouts_of, step, work
 from tiny import make_config, make_model, random_ids
 from torch import nn
@@ -86,6 +88,12 @@ PIPELINES = {
     "untied": {"position_embedding_type": "learned", "tie_word_embeddings": False},
     "post-norm": {"position_embedding_type": "learned", "norm_position": "post"},
     "patterns": {"attention_patterns": ["banded", "strided"] * 2, "sliding_window": 4, "attention_stride": 3},
+    "patterns of one stage": {
+        "attention_patterns": ["banded", "strided", "fixed", "dense"],
+        "sliding_window": 4,
+        "attention_stride": 3,
+        "attention_summary_size": 1,
+    },
     "experts": {"num_local_experts": 4, "mlp_layer_types": ["dense", "sparse"] * 2, "mlp_type": "glu"},
 }
 
@@ -125,20 +133,64 @@ def by_name(model, is_first, tied):
         setattr(model, name, Missing())
 
 
-@pytest.mark.parametrize("fields", PIPELINES.values(), ids=PIPELINES)
-@pytest.mark.parametrize("replace", [by_plan, by_name])
-def test_two_pipeline_stages_equal_the_whole_model(replace, fields):
-    whole, ids = make_model(**fields, num_hidden_layers=4), random_ids(2, 9)
-    mask = torch.ones_like(ids)
-    mask[1, :3] = 0
+def split_in_two(whole, replace=by_name):
+    """Returns two stages of two layers each."""
     stages = [copy.deepcopy(whole), copy.deepcopy(whole)]
     for stage, is_first in zip(stages, (True, False), strict=True):
         replace(stage.model, is_first, whole.config.tie_word_embeddings)
         for layer_idx in range(4):
             if (layer_idx < 2) != is_first:
                 stage.model.layers[layer_idx] = Missing()
+    return stages
+
+
+@pytest.mark.parametrize("fields", PIPELINES.values(), ids=PIPELINES)
+@pytest.mark.parametrize("replace", [by_plan, by_name])
+def test_two_pipeline_stages_equal_the_whole_model(replace, fields):
+    whole, ids = make_model(**fields, num_hidden_layers=4), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    stages = split_in_two(whole, replace)
     with torch.no_grad():
         states = stages[0].model(ids, attention_mask=mask).last_hidden_state
         assert states.shape == (2, 9, whole.config.hidden_size)
         outputs = stages[1](inputs_embeds=states, attention_mask=mask)
         assert torch.allclose(outputs.logits, whole(ids, attention_mask=mask).logits, atol=1e-6)
+
+
+class Pipeline(GPTForCausalLM):
+    """Two stages in one process, as in the naive pipeline: each has a cache of its own, whose other layers are
+    empty, and makes its own masks."""
+
+    create_masks_for_generate = staticmethod(lambda config, inputs_embeds, attention_mask, *_, **__: attention_mask)
+
+    @wraps(GPTForCausalLM.forward)
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
+        cache = past_key_values and vars(past_key_values).setdefault("twin", copy.deepcopy(past_key_values))
+        first, last = self.stages
+        embeds, kwargs = first.get_input_embeddings()(input_ids), kwargs | {"position_ids": position_ids}
+        states = self.run(first.model, embeds, attention_mask, past_key_values, **kwargs).last_hidden_state
+        outputs = self.run(last, states, attention_mask, cache, **kwargs)
+        outputs.past_key_values = past_key_values
+        return outputs
+
+    def run(self, stage, embeds, mask, cache, **kwargs):
+        if getattr(cache, "is_compileable", False):
+            mask = GPTForCausalLM.create_masks_for_generate(stage.config, embeds, mask, cache, kwargs["position_ids"])
+        return stage(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, **kwargs)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("fields", PIPELINES.values(), ids=PIPELINES)
+def test_generation_by_two_pipeline_stages(fields, cache):
+    """The cache of the last stage has no keys in its first layers; generate() has padded rows."""
+    whole, ids = make_model(**fields, num_hidden_layers=4), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    pipeline = Pipeline(whole.config).eval()
+    pipeline.stages = split_in_two(whole)
+    options = GREEDY | {"cache_implementation": cache}
+    options |= {"attention_mask": mask, "output_logits": True, "return_dict_in_generate": True}
+    found, expected = (model.generate(ids, **options) for model in (pipeline, whole))
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.allclose(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-5)
