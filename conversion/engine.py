@@ -158,7 +158,8 @@ def _read_configuration(folder: Path, family: Family) -> GPTConfig:
         return family.from_native(*family.storage.read_fields(folder))
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         # Types or sizes that no model of the family can have; the native class fails on them too.
-        raise ValueError(f"{folder} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
+        file = folder / family.storage.file
+        raise ValueError(f"{file} has no configuration of {family.name}: {type(error).__name__}, {error}") from error
 
 
 def _normalize_names(checkpoint: Checkpoint, family: Family) -> None:

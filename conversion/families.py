@@ -6,6 +6,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..json_files import read_json
 from ..model.configuration_gpt import GPTConfig
+from ..model.field_rules import shown
 from .family import Family
 from .gpt2 import GPT2
 from .gpt_neo import GPT_NEO
@@ -52,4 +53,7 @@ def recognize(folder: Path) -> Family:
         raise FileNotFoundError(f"{folder} contains no model: expected one of {', '.join(files)}")
     if stored.get("model_type") == GPTConfig.model_type:
         raise ValueError(f"{folder} is a model of hf_gpt already: export converts it to a native format")
-    return find_family(stored.get("model_type"))
+    raise ValueError(
+        f"{folder / CONFIG_NAME} has model_type={shown(stored.get('model_type'))}: expected one of "
+        f"{', '.join(FAMILIES)}"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
-from os import PathLike
+from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
 
@@ -395,7 +395,8 @@ class GPTConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save `config.json` and this code, as in the base class, without entries that name code outside of the
-        folder."""
+        folder. All fields are checked first."""
+        self.validate()
         keep_local_code(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -444,6 +445,20 @@ class GPTConfig(PreTrainedConfig):
         return made
 
     @classmethod
+    def _dict_from_json_file(cls, json_file) -> dict[str, Any]:
+        try:
+            content = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"{json_file} is not valid JSON: it is nested too deeply") from None
+        except (JSONDecodeError, UnicodeDecodeError):
+            raise  # the base class names the file
+        except ValueError as error:  # an integer of thousands of digits
+            raise ValueError(f"{json_file} is not valid JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{json_file}: expected a JSON object, got {type(content).__name__}")
+        return content
+
+    @classmethod
     def from_json_file(cls, json_file):
         """Make a configuration from a file, as in the base class."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
@@ -466,11 +481,6 @@ class GPTConfig(PreTrainedConfig):
         if "num_hidden_layers" in overrides:
             stored |= resized_lists(stored, overrides["num_hidden_layers"])
         return {name: value for name, value in stored.items() if name not in replaced} | overrides
-
-    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json, as in the base class, after checking all fields."""
-        self.validate()
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate(self) -> None:
         """Checks each field, and the fields against each other. Called at construction, by models and by

@@ -26,9 +26,9 @@ def test_recognizes_the_model_type(name, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("bert", "no family 'bert': expected one of openai-gpt, gpt2"),
+        ("bert", "config.json has model_type='bert': expected one of openai-gpt, gpt2"),
         ("hf_gpt", "is a model of hf_gpt already"),
-        (["gpt2"], r"no family \['gpt2'\]"),
+        (["gpt2"], r"config.json has model_type=\['gpt2'\]"),
     ],
 )
 def test_other_model_types(native, model_type, message):

@@ -685,6 +685,24 @@ def test_another_model_type_raises(tmp_path, content):
             load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("[]", ValueError, "expected a JSON object, got list"),
+        ("5", ValueError, "expected a JSON object, got int"),
+        ("[" * 100_000, ValueError, "is not valid JSON: it is nested too deeply"),
+        ('{"hidden_size": %s}' % ("9" * 5000), ValueError, "is not valid JSON: .*5000 digits"),
+        ('{"hidden_size": ', OSError, "is not a valid JSON file"),
+    ],
+    ids=["list", "number", "deep", "digits", "truncated"],
+)
+def test_a_file_that_is_no_json_object_raises(content, error, message, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    for load in (GPTConfig.from_pretrained, GPTForCausalLM.from_pretrained):
+        with pytest.raises(error, match=rf"config.json.*{message}"):
+            load(tmp_path)
+
+
 def test_variants_differ():
     assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)
 

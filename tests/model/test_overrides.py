@@ -6,6 +6,7 @@ A release that renames one fails the test of that name. Without it the override 
 import functools
 import inspect
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -42,6 +43,12 @@ def draft():
     make_model("fixed").generate(random_ids(1, 6), prompt_lookup_num_tokens=3, **GREEDY)
 
 
+def read_configuration():
+    with tempfile.TemporaryDirectory() as folder:
+        make_config().save_pretrained(folder)
+        GPTConfig.from_pretrained(folder)
+
+
 def cached(call):
     """Returns a function that calls a cache of fixed and strided layers, of 2 rows with 7 tokens."""
     fields = {"attention_patterns": ["fixed", "strided"], "attention_stride": 4, "attention_summary_size": 2}
@@ -74,6 +81,7 @@ OVERRIDES = {
         "init_continuous_batching": (ContinuousMixin, generate_batch),
     },
     GPTConfig: {
+        "_dict_from_json_file": (PreTrainedConfig, read_configuration),
         "_validate_dynamic_rope_parameters": (
             PreTrainedConfig,
             lambda: make_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
