@@ -19,6 +19,8 @@ from tiny import make_model
 from transformers import AutoTokenizer
 
 from hf_gpt import cli
+from hf_gpt.data.checksums import checksums_of
+from hf_gpt.data.token_index import INDEX, read_index
 from hf_gpt.model.class_names import auto_map
 from hf_gpt.recipes import generate_in_new_interpreter
 from hf_gpt.tokenization import train_tokenizer
@@ -144,6 +146,9 @@ def test_no_command_runs_or_hands_on_code(name, run, source, clean, tmp_path, fl
 def test_train_on_tokens(run, clean, tmp_path, flag):
     assert run(*fill(WRITING["tokenize"][1:], clean / "ours", clean, tmp_path / "source"))[0] == 0
     set_bait(tmp_path / "source", flag)
+    index = read_index(tmp_path / "source")
+    index.checksums |= {name: checksums_of(tmp_path / "source" / name) for name in index.checksums}
+    (tmp_path / "source" / INDEX).write_text(index.to_json())
     options = ("--steps", 1, "--batch-size", 1, "--context", 16)
     result = run(
         "train", "--tokens", tmp_path / "source", "--out", tmp_path / "out", "--model", clean / "ours", *options
