@@ -135,3 +135,25 @@ def test_the_model_imports_only_what_transformers_requires():
     """Its code is saved with checkpoints, and runs where only torch and transformers are installed."""
     required = {canonicalize_name(Requirement(each).name) for each in importlib.metadata.requires("transformers")}
     assert imported("hf_gpt/model")[0] <= {"torch", "transformers"} | required
+
+
+@pytest.mark.parametrize(
+    "vulnerable",
+    [
+        "torch==2.5.1",  # CVE-2025-32434: pickles that are loaded with weights_only=True
+        "torch==2.9.1",  # CVE-2026-24747: likewise
+        "transformers==5.2.0",  # CVE-2026-4372: attention implementations in config.json
+        "transformers==5.4.0",  # CVE-2026-5241: trust_remote_code in config.json
+        "transformers==5.9.0",  # CVE-2026-9856: names of chat templates as paths
+        "jinja2==3.1.5",  # CVE-2025-27516: the sandbox of chat templates
+        "numpy==1.22.1",  # CVE-2021-41495
+        "datasets==3.6.0",  # runs code of a data set
+        "pyarrow==14.0.0",  # CVE-2023-47248: code in Parquet files
+        "pyarrow==23.0.0",  # CVE-2026-25087
+        "setuptools==78.1.0",  # CVE-2025-47273
+    ],
+)
+def test_lower_bounds_exclude_versions_with_known_vulnerabilities(requirements, vulnerable):
+    name, _, version = vulnerable.partition("==")
+    allowed = [each for each in requirements if each.name == name and each.specifier.contains(version)]
+    assert not allowed

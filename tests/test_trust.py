@@ -222,6 +222,18 @@ def test_settings_that_are_the_path_of_a_file(entry, file, run, clean, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/b"])
+def test_the_name_of_a_chat_template_is_no_path(name, run, clean, tmp_path):
+    """transformers writes each of several templates to a file of its name."""
+    folder = tmp_path / "a" / "source"
+    train_tokenizer([TEXT], 300).save_pretrained(folder)
+    templates = [{"name": "default", "template": "kept"}, {"name": name, "template": MARK}]
+    edit(folder / "tokenizer_config.json", {"chat_template": templates})
+    run(*fill(WRITING["tokenize"][1:], folder, clean, tmp_path / "a" / "out"))
+    assert {file.name for file in tmp_path.iterdir()} == {"a", "working"}
+    assert {file.name for file in (tmp_path / "a").iterdir()} <= {"source", "out"}
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_chat_template_stays_in_its_sandbox(template, clean, flag):
     tokenizer = AutoTokenizer.from_pretrained(clean / "ours", trust_remote_code=False)

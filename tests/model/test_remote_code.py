@@ -1,5 +1,6 @@
 """Entries of a checkpoint that name code. tests/test_trust.py tests the commands."""
 
+import importlib
 import json
 import sys
 
@@ -80,13 +81,12 @@ def test_a_subclass_of_a_user_is_saved_with_its_code(tmp_path, monkeypatch):
         "class MyGPT(GPTForCausalLM): config_class = MyConfig\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    from my_gpt import MyConfig, MyGPT
-
-    MyConfig.register_for_auto_class()
-    MyGPT.register_for_auto_class("AutoModelForCausalLM")
-    model = MyGPT(MyConfig(**make_config().to_diff_dict()))
+    mine = importlib.import_module("my_gpt")
+    mine.MyConfig.register_for_auto_class()
+    mine.MyGPT.register_for_auto_class("AutoModelForCausalLM")
+    model = mine.MyGPT(mine.MyConfig(**make_config().to_diff_dict()))
     model.save_pretrained(tmp_path / "first")
-    MyGPT.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    mine.MyGPT.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
     for folder in ("first", "second"):
         assert (tmp_path / folder / "my_gpt.py").is_file()
         entries = json.loads((tmp_path / folder / "config.json").read_text())["auto_map"]
