@@ -4,7 +4,6 @@ import ast
 import io
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -283,14 +282,6 @@ def test_foreign_code_in_a_saved_model_is_not_run(file, clean, tmp_path, flag):
     (folder / file).write_text(f"open({str(flag)!r}, 'w')")
     with pytest.raises(ValueError, match=rf"{file} is not a file of this version of hf_gpt: its code is not run"):
         generate_in_new_interpreter(folder, "The")
-    assert not flag.exists()
-
-
-def test_the_command_imports_nothing_from_the_working_folder(tmp_path, flag):
-    working = make_working_folder(tmp_path / "working", flag)
-    command = [Path(sys.executable).with_name("hf-gpt"), "info", "gpt2"]
-    done = subprocess.run(command, cwd=working, capture_output=True, text=True, input="y\n" * 10)
-    assert done.returncode == 0, done.stderr
     assert not flag.exists()
 
 
