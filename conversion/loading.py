@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from ..json_files import read_json
 from ..model.configuration_gpt import GPTConfig
+from ..model.remote_code import refuse_kernels
 from .checkpoints import Checkpoint, is_finite, open_safetensors, weight_files
 from .engine import NamedTensors, check, model_tensors, raise_for, read_model
 from .sources import locate
@@ -37,7 +38,9 @@ def load_model(source: str | Path, **options: Any) -> PreTrainedModel:
     """
     folder = locate(source)
     base = _base_of(folder)
-    if read_json(base / CONFIG_NAME).get("model_type") == GPTConfig.model_type:
+    stored = read_json(base / CONFIG_NAME)
+    refuse_kernels(stored)
+    if stored.get("model_type") == GPTConfig.model_type:
         check_tensors(base)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, trust_remote_code=False, **options

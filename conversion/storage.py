@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..folders import PartialFolder
 from ..json_files import read_json
-from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, without_code
+from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, refuse_kernels, without_code
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
@@ -57,9 +57,11 @@ class Storage:
         """Returns every field that the native class declares, with defaults, and what else config.json contains.
 
         Raises:
-            ValueError: config.json is not valid, or describes weights in a quantization that is not read.
+            ValueError: config.json is not valid, names code in a repository, or describes weights in a quantization
+                that is not read.
         """
         stored = read_json(folder / CONFIG_NAME)
+        refuse_kernels(stored)
         if (quantization := stored.pop("quantization_config", None)) is not None:
             method = quantization.get("quant_method")
             if method is None or method != self.quantization:

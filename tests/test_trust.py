@@ -176,6 +176,17 @@ def test_no_command_runs_code_that_an_adapter_names(name, run, clean, tmp_path, 
     assert result.status == 0 or result.errors.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("entry", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("name", ["convert", "export", "generate", "generate, native", "train a model", "quantize"])
+def test_no_configuration_chooses_a_kernel(name, entry, run, clean, tmp_path):
+    kind, *command = (WRITING | READING)[name]
+    folder = shutil.copytree(clean / kind, tmp_path / "source")
+    edit(folder / "config.json", {entry: f"someone/{MARK}-kernel"})
+    result = run(*fill(command, folder, clean, tmp_path / "out"))
+    assert_error(result, f"{entry}='someone/{MARK}-kernel' in a saved configuration names code in a repository")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
 @pytest.mark.parametrize("name", ["AutoModel", "AutoTokenizer", "AutoModelForCausalLM", "pipeline", "Trainer"])
 def test_a_tokenizer_class_that_is_none(name, file, run, clean, tmp_path, flag):
