@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from dataclasses import fields as declared_fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,9 @@ NOT_COPIED = {
     *("quantization_config", "_name_or_path", "_commit_hash"),
     *(*CODE_ENTRIES, *IMPLEMENTATION_ENTRIES),
 }
+
+
+REASON_CHARACTERS = 300  # of an error of transformers, which repeats the value
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Storage:
         try:
             config = native.from_dict(dict(stored))
         except (StrictDataclassError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / CONFIG_NAME} is not a configuration of {self.name}: {error}") from None
+            reason = shorten(str(error), REASON_CHARACTERS, placeholder="...")
+            raise ValueError(f"{folder / CONFIG_NAME} is not a configuration of {self.name}: {reason}") from None
         common = {field.name for field in declared_fields(PreTrainedConfig)}
         own = [field.name for field in declared_fields(native) if field.name not in common]
         values = {name: getattr(config, name) for name in (*own, *self.attributes)}

@@ -84,10 +84,7 @@ RULES = {
     "transformers_version": TEXT,
 }
 # Other attributes.
-STORABLE = Rule(
-    lambda value: is_json(value) or isinstance(value, torch.dtype) or hasattr(value, "to_dict"),
-    "a value that config.json can contain",
-)
+STORABLE = Rule(lambda value: is_json(value) or hasattr(value, "to_dict"), "a value that config.json can contain")
 
 
 def check_common_fields(attributes: Mapping[str, Any]) -> None:

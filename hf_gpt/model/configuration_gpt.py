@@ -512,6 +512,7 @@ class GPTConfig(PreTrainedConfig):
                 f"{self.position_embedding_type!r}: expected 'learned'"
             )
         self._refuse_rope()
+        self._delete_meaningless()
         if _rotates(self):
             check_rope(self)
 

@@ -35,6 +35,7 @@ INVALID = [
     ({"transformers_version": 5}, "transformers_version=5: expected a string"),
     ({"name_or_path": {"a": 1}}, "name_or_path={'a': 1}: expected a string or a path"),
     ({"derived_fields": "head_dim"}, "derived_fields='head_dim': expected a list of strings"),
+    ({"note": torch.float32}, "note=torch.float32: expected a value that config.json can contain"),
     ({"note": 1j}, "note=1j: expected a value that config.json can contain"),
     ({"note": {"a": [torch.ones(2, 2)]}}, r"note={'a': \[tensor.*: expected a value that config.json can contain"),
     ({"note": 10**5000}, "note=.int, too long to be shown.: expected a value that config.json can contain"),

@@ -707,6 +707,14 @@ def test_variants_differ():
     assert len({make_config(name).to_json_string() for name in VARIANTS}) == len(VARIANTS)
 
 
+@pytest.mark.parametrize("name", ["num_experts_per_tok", "output_router_logits"])
+def test_a_field_without_a_meaning_is_deleted(name):
+    config = make_config()
+    setattr(config, name, 1 if name == "num_experts_per_tok" else True)
+    config.validate()
+    assert not hasattr(config, name)
+
+
 def test_replace_derives_again():
     config = make_config(intermediate_size=50)
     replaced = config.replace(hidden_size=64)
