@@ -5,12 +5,14 @@ Fedus et al. 2021 (Switch), section 2.2: the load-balancing loss. Zoph et al. 20
 Wang et al. 2024, algorithm 1: balance without a loss.
 """
 
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import finalize, ref
 
 import torch
 from torch import distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils import logging
 
@@ -210,17 +212,29 @@ def holds(optimizer: Optimizer, module: nn.Module) -> bool:
     return False
 
 
+ROUTERS: dict[int, ref] = {}  # by id: all that exist
+HOOKS: list[RemovableHandle] = []
+LOCK = Lock()
+
+
 def update_after_steps(router: nn.Module) -> None:
     """Calls `router.update_bias()` after each step of an optimizer that holds the router's parameters: once for all
-    micro-batches of a step, in any training loop.
+    micro-batches of a step, in any training loop. An optimizer that works on copies of the parameters (DeepSpeed ZeRO)
+    is not recognized.
 
-    torch's hook is global. It is removed when the router is garbage-collected. An optimizer that works on copies of
-    the parameters (DeepSpeed ZeRO) is not recognized.
+    torch's hook is global, and one for all routers: hooks cannot be added or removed while a step calls them, but a
+    router can be built in another thread then, or garbage-collected.
     """
-    reference = ref(router)
+    with LOCK:
+        if not HOOKS:
+            HOOKS.append(register_optimizer_step_post_hook(update_biases))
+    ROUTERS[id(router)] = ref(router)
+    finalize(router, ROUTERS.pop, id(router), None)
 
-    def update_bias(optimizer: Optimizer, *_: Any) -> None:
-        if holds(optimizer, reference()):
-            reference().update_bias()
 
-    finalize(router, register_optimizer_step_post_hook(update_bias).remove)
+def update_biases(optimizer: Optimizer, *_: Any) -> None:
+    """Updates the biases of the routers that an optimizer holds."""
+    for reference in [*ROUTERS.values()]:
+        router = reference()
+        if router is not None and holds(optimizer, router):
+            router.update_bias()

@@ -1,6 +1,8 @@
 """Metrics that a `Trainer` logs during training."""
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod, finalize
 
 import torch
 from accelerate.utils import reduce
@@ -27,16 +29,17 @@ class ExpertMetrics(TrainerCallback):
         self.max_violations: list[float] = []
         """MaxVio of each sparse layer in the last log."""
         self._sums: dict[str, torch.Tensor] = {}
-        self._hook = None
+        self._remove_hook: Callable[[], Any] = lambda: None
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
         self.on_train_end(args, state, control)  # if the last run was interrupted
-        self._hook = model.register_forward_hook(self._add)
+        add = WeakMethod(self._add)
+        hook = model.register_forward_hook(lambda *call: add()(*call))
+        self._remove_hook = finalize(self, hook.remove)  # an interrupted run does not call on_train_end
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._sums = {}
-        if self._hook is not None:
-            self._hook.remove()
+        self._remove_hook()
 
     def _add(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
         """Adds the outputs of a forward pass to the sums."""

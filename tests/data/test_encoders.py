@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import THREADS, in_threads
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -161,3 +162,12 @@ def test_tokenizer_with_added_words_is_not_chunkable():
 def test_unknown_engine():
     with pytest.raises(ValueError, match="engine='quick': expected tiktoken or tokenizers"):
         build_encoder(TOKENIZERS["gpt2"], "quick")
+
+
+@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
+def test_threads_share_an_encoder(engine):
+    encoder = build_encoder(TOKENIZERS["gpt2"], engine)
+    texts = [[TEXT[start : start + 50 * (thread + 1)] for start in range(60)] for thread in range(THREADS)]
+    alone = [[ids.tolist() for ids in encoder.encode(each)] for each in texts]
+    encoder = build_encoder(TOKENIZERS["gpt2"], engine)  # its caches are empty
+    assert in_threads(lambda thread: [ids.tolist() for ids in encoder.encode(texts[thread])]) == alone

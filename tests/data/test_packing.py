@@ -3,8 +3,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from threads import THREADS, in_threads
 from tiny import make_model
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_gpt.data import checksums, packing, token_files
@@ -129,3 +130,31 @@ def test_blocks_of_the_files_are_checked_while_rows_are_read(tmp_path, monkeypat
         next(read)
     with pytest.raises(ValueError, match=r"tokens-00000\.bin is damaged: block 10, from byte 1,000, has the CRC-32"):
         next(read)
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    """The same rows of several shards, memory-mapped and in memory."""
+    (tmp_path / "book.txt").write_text("The cat sat on the mat. " * 200)
+    tokenizer = train_tokenizer([(tmp_path / "book.txt").read_text()], 300)
+    tokenize_files([tmp_path / "book.txt"], tokenizer, tmp_path / "tokens", shard_tokens=100, threads=1)
+    mapped = TokenBlocks(tmp_path / "tokens", 8, separate_documents=True)
+    in_memory = Tokens([*mapped.tokens.shards], mapped.tokens.document_ends)
+    return mapped, TokenBlocks(in_memory, 8, separate_documents=True)
+
+
+def ids_of(rows):
+    return torch.stack([row["input_ids"] for row in rows])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_worker_processes_read_the_same_rows(blocks, method):
+    loader = DataLoader(ConcatDataset(blocks), batch_size=None, num_workers=1, multiprocessing_context=method)
+    assert torch.equal(ids_of(loader), ids_of(blocks[0]).repeat(2, 1))
+
+
+def test_threads_read_the_same_rows(blocks):
+    expected = ids_of(blocks[0])
+    for rows in blocks:
+        found = in_threads(lambda _, rows=rows: ids_of(rows))
+        assert [torch.equal(each, expected) for each in found] == [True] * THREADS

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_config, make_model, random_ids
 from torch.nn.utils import parametrizations
-from torch.optim.optimizer import _global_optimizer_post_hooks
+from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
 from transformers import set_seed
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import logging
@@ -23,7 +23,7 @@ from hf_gpt import (
     GPTForTokenClassification,
 )
 from hf_gpt.compatibility import enable_activation_checkpointing
-from hf_gpt.model.balancing import measure_balance
+from hf_gpt.model.balancing import ROUTERS, measure_balance
 
 EXPERTS, CHOSEN = 5, 2
 
@@ -269,12 +269,13 @@ class TestBias:
         assert routers(twin)[0].e_score_correction_bias.any()
         assert not routers(model)[0].e_score_correction_bias.any()
 
-    def test_every_copy_moves_once_and_leaves_no_hook(self, model):
-        """torch's hooks are global: each router has one, until it is garbage-collected."""
-        before, ids = len(_global_optimizer_post_hooks), random_ids(2, 7)
-        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(copy.deepcopy(model))]
+    def test_every_copy_moves_once_and_leaves_nothing(self, model):
+        """torch's hook is global, and one for all routers, which are known until they are garbage-collected."""
         gc.collect()
-        assert len(_global_optimizer_post_hooks) == before + len(copies)
+        before, ids, hooks = len(ROUTERS), random_ids(2, 7), list(_global_optimizer_post_hooks)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(copy.deepcopy(model))]
+        assert len(ROUTERS) == before + len(copies)
+        assert list(_global_optimizer_post_hooks) == hooks
         for twin in copies:
             (router,), optimizer = routers(twin), torch.optim.SGD(twin.parameters(), lr=0.1)
             for _ in range(2):
@@ -287,7 +288,26 @@ class TestBias:
         assert not routers(model)[0].e_score_correction_bias.any()
         del copies, twin, router, optimizer
         gc.collect()
-        assert len(_global_optimizer_post_hooks) == before
+        assert len(ROUTERS) == before
+
+    def test_models_that_come_and_go_while_an_optimizer_steps(self, model):
+        """As in other threads, or by garbage collection: here inside the step."""
+        others, steps = [make_model("deepseek") for _ in range(2)], []
+
+        def come_and_go(optimizer, *_):
+            others[:] = [make_model("deepseek")]
+            gc.collect()
+            steps.append(optimizer)
+
+        handle = register_optimizer_step_post_hook(come_and_go)
+        optimizer, ids = torch.optim.SGD(model.parameters(), lr=0.1), random_ids(2, 7)
+        try:
+            step(model, ids)
+            optimizer.step()
+        finally:
+            handle.remove()
+        assert steps == [optimizer]
+        assert routers(model)[0].e_score_correction_bias.any()
 
     @pytest.mark.parametrize("foreign", FOREIGN_LOSSES)
     @pytest.mark.parametrize("variant", ["deepseek", "mixtral", "gpt_oss"])

@@ -1,12 +1,26 @@
 """generate(): every way of decoding, every cache, on every variant."""
 
+import os
+import signal
+import threading
+from asyncio import CancelledError
+from contextvars import copy_context
+from itertools import cycle
+
 import pytest
 import torch
 from greedy import GREEDY, without_cache
 from snapshots import changes, state_of, with_hooks
 from threads import FEW, MODELS, WAYS, differences, generate, is_same
 from tiny import FLASH, IMPLEMENTATIONS, VARIANTS, make_model, random_ids
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    TextIteratorStreamer,
+    TextStreamer,
+)
 
 from hf_gpt import GPTForCausalLM
 from hf_gpt.model import generation
@@ -236,3 +250,152 @@ def test_a_call_changes_nothing_and_depends_on_no_earlier_one(model_name, way, m
     generate(model, 7, options)
     assert changes(before, state_of(model)) == []
     assert is_same(generate(model, 0, options), short)
+
+
+class Interrupts:
+    """A logits processor, stopping criterion, streamer and prefix function that raises at its third call."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.calls, self.packed = error, 0, None
+
+    def __call__(self, *args):
+        self.calls += 1
+        if packed := PACKED.get():
+            self.packed = packed
+        if self.calls == 3:
+            raise self.error
+        return args[1] if args[1:] and isinstance(args[1], torch.Tensor) else None
+
+    put = __call__
+
+    def end(self) -> None:
+        raise self.error
+
+
+class StopsNever(Interrupts):
+    def __call__(self, input_ids, *_):
+        super().__call__()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class EndRaises(Interrupts):
+    def __call__(self, *_):
+        self.packed = PACKED.get() or self.packed
+
+    put = __call__
+
+
+# Where a call is interrupted: the argument of generate() that raises.
+INTERRUPTIONS = {
+    "logits processor": lambda error: {"logits_processor": [Interrupts(error)]},
+    "stopping criterion": lambda error: {"stopping_criteria": [StopsNever(error)]},
+    "streamer": lambda error: {"streamer": Interrupts(error)},
+    "end of the streamer": lambda error: {"streamer": EndRaises(error)},
+    "prefix function": lambda error: {"prefix_allowed_tokens_fn": Interrupts(error)},
+}
+ERRORS = [RuntimeError(), KeyboardInterrupt(), GeneratorExit(), CancelledError(), SystemExit(), StopIteration()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("place", "way"), [*zip(INTERRUPTIONS, cycle(["dynamic", "static", "early_exit"]))])
+def test_an_interrupted_call_leaves_nothing_behind(place, way, error, monkeypatch):
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
+    model, settings = with_hooks(make_model("llama").bfloat16()), GenerationConfig(**GREEDY, **WAYS[way])
+    expected, before, chosen = model.generate(random_ids(1, 6), settings), state_of(model), settings.to_dict()
+    arguments = INTERRUPTIONS[place](error)
+    with pytest.raises(type(error)):
+        model.generate(random_ids(1, 6), settings, **arguments)
+    (argument,) = arguments.values()
+    interrupter = argument[0] if isinstance(argument, list) else argument
+    assert interrupter.packed.bytes == 0
+    assert settings.to_dict() == chosen
+    assert changes(before, state_of(model)) == []
+    assert torch.equal(model.generate(random_ids(1, 6), settings), expected)
+
+
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("place", ["processor", "block", "last block"])
+@pytest.mark.parametrize("variant", ["default", "banded", "sparse_transformer", "gpt_oss"])
+def test_a_cache_of_an_interrupted_call_can_be_used_again(variant, place, cache_class):
+    """It holds all tokens that were read, or is empty if an exception came from within a forward pass."""
+    model, ids, interrupter = make_model(variant), random_ids(1, 6), Interrupts(KeyboardInterrupt())
+    cache = cache_class(config=model.config, **{"max_cache_len": 40} if cache_class is StaticCache else {})
+    arguments = {"logits_processor": [interrupter]} if place == "processor" else {}
+    block = model.model.layers[-1 if place == "last block" else 0]
+    hook = block.mlp.register_forward_hook(lambda *_: interrupter()) if not arguments else None
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(ids, past_key_values=cache, **arguments, **GREEDY)
+    if hook is not None:
+        hook.remove()
+    expected = model.generate(ids, **GREEDY)
+    assert int(cache.get_seq_length()) == (8 if place == "processor" else 0)
+    written = expected[:, :9] if place == "processor" else ids
+    mask = torch.ones_like(written)
+    options = GREEDY | {"max_new_tokens": 14 - written.shape[1], "attention_mask": mask}
+    assert torch.equal(model.generate(written, past_key_values=cache, **options), expected)
+
+
+def test_a_wrong_argument_does_not_empty_a_cache():
+    model, ids = make_model(), random_ids(1, 6)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match="input_ids from"):
+        model.generate(torch.cat((ids, torch.tensor([[99]])), dim=1), past_key_values=cache, **GREEDY)
+    assert cache.get_seq_length() == 6
+
+
+def test_packed_weights_are_released_in_copies_of_the_context_too(monkeypatch):
+    """A task that a streamer starts runs in a copy."""
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
+    model, contexts = make_model("llama").bfloat16(), []
+    copying = Interrupts(None)
+    copying.put = lambda _: contexts.append(copy_context())
+    copying.end = lambda: None
+    model.generate(random_ids(1, 4), streamer=copying, **GREEDY)
+    packed = contexts[-1][PACKED]
+    assert packed.bytes == 0
+    contexts[-1].run(model, random_ids(1, 4))
+    assert packed.bytes == 0
+
+
+def in_child(holds):
+    """Returns whether a function returns True in a forked process, within a minute."""
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        try:
+            os._exit(0 if holds() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("model_name", ["default", "bfloat16", "int8", "int4"])
+def test_a_child_that_is_forked_after_use_generates_the_same(model_name, monkeypatch):
+    monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
+    model = MODELS[model_name]()
+    expected = generate(model, 0, {})
+    assert in_child(lambda: is_same(generate(model, 0, {}), expected))
+
+
+def test_control_c():
+    """Signals at any time, in a process of its own: what comes after is as if nothing had been."""
+    assert in_child(lambda: sum(interrupt_by_signal(delay / 400) for delay in range(12)) > 6)
+
+
+def interrupt_by_signal(delay: float) -> bool:
+    """Interrupts one call, and checks the model, the cache and the next call. Returns whether the signal came."""
+    model, ids = with_hooks(make_model("gpt_oss").bfloat16()), random_ids(1, 6)
+    expected, cache = model.generate(ids, **GREEDY), DynamicCache(config=model.config)
+    before = state_of(model)
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    is_interrupted = False
+    try:
+        timer.start()
+        model.generate(ids, past_key_values=cache, max_new_tokens=400, do_sample=False, pad_token_id=0)
+        timer.join()
+    except KeyboardInterrupt:
+        is_interrupted = True
+    assert changes(before, state_of(model)) == []
+    lengths = {cache.get_seq_length(layer) for layer in range(2)}
+    assert len(lengths) == 1
+    assert torch.equal(model.generate(ids, **GREEDY), expected)
+    return is_interrupted

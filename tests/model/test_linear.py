@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from threads import in_threads
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_gpt.model.backends import onednn_linear
+from hf_gpt.model import linear
+from hf_gpt.model.backends import onednn_linear, pack_weight
 from hf_gpt.model.linear import PACKED, PackedWeights, Route, project, project_together, route
 
 SHAPES = [(1, 1, 24), (3, 24), (2, 7, 24), (24,), (0, 24), (2, 0, 24)]
@@ -146,6 +148,19 @@ def test_packed_weights_belong_to_their_source():
             actual = onednn_linear(states, packed_weight, None)
             assert torch.allclose(actual, states @ weight.t(), atol=0.1)
             del weight
+
+
+def test_threads_that_run_in_copies_of_one_context_pack_each_weight_once(monkeypatch):
+    packings = []
+    monkeypatch.setattr(linear, "pack_weight", lambda weight: packings.append(id(weight)) or pack_weight(weight))
+    packed, weights = PackedWeights(), [torch.randn(64, 64).bfloat16() for _ in range(40)]
+    found = in_threads(lambda _: [packed.get((weight, None))[0] for weight in weights])
+    assert len(packings) == len(weights)
+    assert all(each is first for others in found for each, first in zip(others, found[0], strict=True))
+    assert packed.bytes == 40 * 2 * 64 * 64
+    packed.release()
+    assert packed.bytes == 0
+    assert packed.get((weights[0], None)) is None
 
 
 def test_project_together_with_and_without_bias():

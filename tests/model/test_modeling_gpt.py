@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from peft import AdaLoraConfig, C3AConfig, GraloraConfig, get_peft_model
+from snapshots import changes, state_of, with_hooks
+from threads import MODELS
 from tiny import TINY, make_config, make_model, random_ids
 from torch import nn
 from torch.nn.utils import parametrize
@@ -407,3 +409,22 @@ def test_early_exit_runs_the_first_blocks(layers):
 def test_an_early_exit_without_such_a_block_raises(layers):
     with pytest.raises(ValueError, match=rf"early_exit={layers}: expected 1 to 3, by num_hidden_layers=3"):
         make_model(num_hidden_layers=3)(random_ids(1, 4), early_exit=layers)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_a_forward_pass_changes_nothing(model_name):
+    """In training only the loads of routers with a bias, and gradients."""
+    model, ids = with_hooks(MODELS[model_name]()), random_ids(2, 20)
+    before = state_of(model)
+    with torch.no_grad():
+        first = model(ids[:, :9]).logits
+        model(ids)
+        model(ids, labels=ids)
+        assert torch.equal(model(ids[:, :9]).logits, first)
+    assert changes(before, state_of(model)) == []
+    if model_name not in ("float16", "int8", "int4"):
+        model.train()
+        before = state_of(model)
+        model(ids)
+        model(ids, labels=ids)
+        assert [name for name in changes(before, state_of(model)) if not name.endswith(".router: loads")] == []

@@ -1,5 +1,7 @@
 """`ExpertMetrics` with the stock Trainer."""
 
+import gc
+
 import pytest
 from stock_trainer import arguments, rows
 from tiny import make_model
@@ -64,3 +66,30 @@ def test_a_dense_model_logs_nothing_more(tmp_path):
     trainer, metrics = train_with_metrics(tmp_path, "llama", logging_steps=2)
     assert metrics.max_violations == []
     assert not any("max_violation" in log or "lm_loss" in log for log in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_step_end"])
+def test_an_interrupted_run_leaves_no_hook(tmp_path, event):
+    """The next run with the same callback has one hook, and a run that is dropped leaves none."""
+
+    def interrupt(args, state, control, **_):
+        if state.global_step == 1:
+            raise KeyboardInterrupt
+
+    model, stop = make_model("deepseek").train(), TrainerCallback()
+    setattr(stop, event, interrupt)
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=rows(), callbacks=[ExpertMetrics(), stop])
+    hooks = len(model._forward_hooks)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert len(model._forward_hooks) == hooks + 1
+    trainer.remove_callback(stop)
+    trainer.train()
+    assert len(model._forward_hooks) == hooks
+    trainer.add_callback(stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    del trainer
+    gc.collect()
+    assert len(model._forward_hooks) == hooks
