@@ -23,6 +23,8 @@ HF_PAIR = ("vocab.json", "merges.txt")
 OPENAI_PAIRS = (("encoder.json", "vocab.bpe"), ("encoder_bpe_40000.json", "vocab_40000.bpe"))  # vocabulary, merges
 # Files that some checkpoints have with tokenizer.json or instead of it, and that the native tokenizer class reads.
 COMPANIONS = ("added_tokens.json", "chat_template.jinja", *HF_PAIR, "tokenizer.model")
+# Entries of settings that describe how a tokenizer was loaded.
+LOADING_ENTRIES = ("is_local", "local_files_only")
 # Entries of settings in which a string is the path of a file anywhere, for some classes of transformers.
 PATH_ENTRIES = ("vocab", "merges", "gguf_file")
 
@@ -112,9 +114,12 @@ def load_stock_tokenizer(name: Path | str, *, local_files_only: bool = False) ->
 
 
 def forget_code(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Removes the entries that name code from what a tokenizer saves, and returns it. The entry of a class that was
-    registered with `register_for_auto_class` is added again when it is saved, with its code."""
-    for name in CODE_ENTRIES:
+    """Removes the entries that name code, and how it was loaded, from what a tokenizer saves, and returns it.
+
+    The entry of a class that was registered with `register_for_auto_class` is added again when it is saved, with its
+    code.
+    """
+    for name in (*CODE_ENTRIES, *LOADING_ENTRIES):
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 

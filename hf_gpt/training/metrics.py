@@ -62,5 +62,5 @@ class ExpertMetrics(TrainerCallback):
             metrics["lm_loss"] = logs["loss"] * (sums["lm_loss"] / sums["loss"]).item()
         metrics["max_violation"] = max(self.max_violations)
         logs |= metrics
-        state.log_history[-1] |= metrics
+        state.log_history[-1] |= {**metrics, "max_violations": self.max_violations}
         self._sums = {}

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -99,14 +100,13 @@ def train_model(
     training_rows, evaluation_rows = data.split(settings.evaluation_fraction)
     if settings.gradient_checkpointing:
         enable_activation_checkpointing(model)
-    metrics = ExpertMetrics()
     trainer = Trainer(
         model=model,
         args=_training_arguments(folder.unfinished, settings),
         train_dataset=training_rows,
         eval_dataset=evaluation_rows,
         processing_class=forget_code(tokenizer),
-        callbacks=[metrics, CheckpointMover(folder)],
+        callbacks=[CheckpointMover(folder), ExpertMetrics()],
     )
     started = time.monotonic()
     _train(trainer, last_complete_checkpoint(folder))
@@ -119,11 +119,11 @@ def train_model(
         tokens_seen=int(trainer.state.num_input_tokens_seen),
         steps=trainer.state.global_step,
         context=settings.context,
-        training_loss=sum(loss for _, loss in training_curve) / len(training_curve),
+        training_loss=_mean(training_curve),
         evaluation_loss=evaluation_curve[-1][1],
         unigram_entropy=data.unigram_entropy(),
         seconds=time.monotonic() - started,
-        max_violations=metrics.max_violations,
+        max_violations=violations[-1][1] if (violations := _logged(trainer, "max_violations")) else [],
         training_curve=training_curve,
         evaluation_curve=evaluation_curve,
     )
@@ -136,10 +136,20 @@ def train_model(
 
 
 class CheckpointMover(TrainerCallback):
-    """Moves each checkpoint to the checkpoints of the folder when it is complete, and then removes earlier ones."""
+    """Moves each checkpoint to the checkpoints of the folder when it is complete, and then removes earlier ones.
+
+    A run that resumes from a checkpoint has the same result as one that was not interrupted.
+    """
 
     def __init__(self, folder: PartialFolder) -> None:
         self.folder = folder
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.global_step >= state.max_steps:
+            raise _NoStepIsLeft  # after the last checkpoint, from which the Trainer would train for another step
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        control.should_log |= control.should_save  # the Trainer does not save the losses since the last log
 
     def on_save(self, args, state, control, **_) -> None:
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -150,10 +160,16 @@ class CheckpointMover(TrainerCallback):
             _remove(checkpoint, self.folder)
 
 
+class _NoStepIsLeft(Exception):
+    pass
+
+
 def _train(trainer: Trainer, checkpoint: str | None) -> None:
     """Trains from a checkpoint, or from the beginning. The Trainer loads no pickle with more than plain values."""
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except _NoStepIsLeft:
+        trainer.is_in_train = False
     except UnpicklingError:
         raise ValueError(
             f"{checkpoint} is not resumed: a pickle in it contains more than tensors and plain values"
@@ -185,6 +201,12 @@ def _training_arguments(checkpoints: Path, settings: RunSettings) -> TrainingArg
         report_to="none",
         seed=settings.seed,
     )
+
+
+def _mean(curve: list[tuple[int, float]]) -> float:
+    """Returns the mean of values over all steps, each of which is that of the steps since the one before."""
+    ends = [0, *(step for step, _ in curve)]
+    return sum(value * (end - start) for (_, value), (start, end) in zip(curve, pairwise(ends), strict=True)) / ends[-1]
 
 
 def _logged(trainer: Trainer, name: str) -> list[tuple[int, float]]:

@@ -87,6 +87,11 @@ def test_the_folder_is_complete(native, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_progress_bar_prints_a_name_as_it_is(native, tmp_path, capsys):
+    convert(native, tmp_path / "y[red]", show_progress=True)
+    assert "y[red]" in capsys.readouterr().out
+
+
 MISSING = "transformer.h.1.mlp.c_fc.weight"
 
 

@@ -55,6 +55,13 @@ def test_open_a_folder(write, tmp_path):
     assert open_tokenizer(tmp_path)(TEXT)["input_ids"] == TRAINED(TEXT)["input_ids"]
 
 
+def test_a_tokenizer_does_not_save_how_it_was_loaded(tmp_path):
+    TRAINED.save_pretrained(tmp_path / "saved")
+    open_tokenizer(tmp_path / "saved", local_files_only=True).save_pretrained(tmp_path / "again")
+    for file in (tmp_path / "saved").iterdir():
+        assert (tmp_path / "again" / file.name).read_text() == file.read_text()
+
+
 def test_open_a_file_of_ranks(tmp_path):
     tokenizer_to_tiktoken(TRAINED, tmp_path / "r50k_base.tiktoken")
     assert open_tokenizer(tmp_path / "r50k_base.tiktoken")(TEXT)["input_ids"] == TRAINED(TEXT)["input_ids"]

@@ -2,21 +2,22 @@
 
 import json
 import shutil
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from stock_trainer import assert_same_weights, killed_at
 from tiny import make_model
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from hf_gpt import GPTForCausalLM
 from hf_gpt.data import encode_texts
 from hf_gpt.folders import PartialFolder, output_folder
 from hf_gpt.tokenization import train_tokenizer
 from hf_gpt.training import RunSettings, train_model
-from hf_gpt.training.runs import MANIFEST, CheckpointMover, last_complete_checkpoint, read_report
+from hf_gpt.training.runs import MANIFEST, CheckpointMover, _mean, last_complete_checkpoint, read_report
 
 TEXTS = [f"Document number {index} says that the cat sat on the mat, {index} times. " * 8 for index in range(20)]
 SETTINGS = RunSettings(context=16, steps=8, batch_size=4, save_steps=4)
@@ -27,8 +28,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(TEXTS, 300)
 
 
-def run(out, tokenizer, settings=SETTINGS):
-    model = make_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).train()
+def run(out, tokenizer, settings=SETTINGS, variant="default"):
+    model = make_model(variant, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).train()
     with output_folder(out, {}) as folder:
         report = train_model(model, tokenizer, encode_texts(tokenizer, TEXTS), folder, settings)
         assert read_report(folder).perplexity == report.perplexity
@@ -47,15 +48,48 @@ def test_report_of_a_run(tmp_path, tokenizer):
     GPTForCausalLM.from_pretrained(out)
 
 
-def test_a_killed_run_resumes(tmp_path, tokenizer):
-    run(tmp_path / "whole", tokenizer)
-    with killed_at(6), pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", tokenizer)
+@contextmanager
+def killed_at_the_end():
+    """Interrupts a run after its last checkpoint, before the model is saved."""
+
+    def interrupt(self, output_dir, _internal_call=False):
+        if not _internal_call:
+            raise KeyboardInterrupt
+        save(self, output_dir, _internal_call)
+
+    save = Trainer.save_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save_model", interrupt)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "killed"),
+    [
+        ("default", {}, killed_at(6)),
+        ("mixtral", {}, killed_at_the_end()),
+        ("default", {"steps": 100, "save_steps": 33}, killed_at(40)),  # logs every second step
+    ],
+)
+def test_a_killed_run_resumes(tmp_path, tokenizer, variant, changes, killed):
+    settings = replace(SETTINGS, **changes)
+    expected = run(tmp_path / "whole", tokenizer, settings, variant)
+    with killed, pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", tokenizer, settings, variant)
     set_seed(99)
-    report = run(tmp_path / "cut", tokenizer)
-    assert [step for step, _ in report.training_curve] == list(range(1, 9))
+    report = run(tmp_path / "cut", tokenizer, settings, variant)
+    assert normalized(report) == normalized(expected)
+    assert report.training_curve[-1][0] == report.steps == settings.steps
     whole, resumed = (GPTForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
     assert_same_weights(resumed, whole)
+
+
+def normalized(report):
+    return json.loads(json.dumps(asdict(replace(report, seconds=0))))
+
+
+def test_the_training_loss_is_the_mean_over_steps():
+    assert _mean([(2, 5.0), (4, 3.0), (5, 1.0)]) == (5 + 5 + 3 + 3 + 1) / 5
 
 
 def test_activation_checkpointing_has_the_same_result(tmp_path, tokenizer):
