@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..model.configuration_gpt import GPTConfig
 from ..model.feed_forward import SAME_FUNCTION
+from ..model.remote_code import without_code
 from .storage import Fields, Storage
 from .weights import Rule
 
@@ -97,7 +98,7 @@ class Family:
             if name not in self.passthrough and restored.get(name) != value:
                 raise ValueError(f"{name}={value!r} of this {self.name} model cannot be expressed by hf_gpt")
         different = {name: native[name] for name in native if name in canonical and native[name] != written.get(name)}
-        config.native_fields = {"model_type": self.name, **different, **(extras or {})}
+        config.native_fields = {"model_type": self.name, **without_code({**different, **(extras or {})})}
         return config
 
     def to_native(self, config: GPTConfig) -> Fields:
@@ -117,7 +118,7 @@ class Family:
             if field.name not in NOT_ARCHITECTURE:
                 raise ValueError(f"{field.name}={value!r} cannot be expressed by {self.name}, which has {other!r}")
             logger.warning(f"{self.name} has no {field.name}={value!r}: left out; the model computes the same")
-        preserved = dict(config.native_fields or {})
+        preserved = without_code(config.native_fields or {})
         if preserved.pop("model_type", None) == self.name:
             for name, value in preserved.items():
                 same = name not in native or self._canonical(native | {name: value}) == self._canonical(native)

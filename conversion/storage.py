@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..folders import PartialFolder
 from ..json_files import read_json
-from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, refuse_kernels, without_code
+from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, refuse_kernels
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 
 Fields = dict[str, Any]
@@ -83,7 +83,7 @@ class Storage:
             config.standardize_rope_params()  # as every model does: merges the fields beside `rope_parameters`
             values["rope_parameters"] = {n: value for n, value in config.rope_parameters.items() if n != "type"}
         known = {*values, *NOT_COPIED, *self.replaced, *native.attribute_map}
-        return values, without_code({name: value for name, value in stored.items() if name not in known})
+        return values, {name: value for name, value in stored.items() if name not in known}
 
     def open(self, folder: Path) -> Checkpoint:
         """Returns the tensors of a folder."""
@@ -95,7 +95,7 @@ class Storage:
         """Writes the weights and the configuration of a native model."""
         write_shards(folder, weights, max_shard_size, track)
         omitted = {*NOT_COPIED, *self.replaced, *self.attributes}
-        copied = without_code({name: value for name, value in fields.items() if name not in omitted})
+        copied = {name: value for name, value in fields.items() if name not in omitted}
         config = CONFIG_MAPPING[self.name].from_dict(copied)
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.name]]
         config.dtype = weights.dtype

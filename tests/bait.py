@@ -59,7 +59,7 @@ def set_bait(folder: Path, flag: Path) -> None:
     }
     nested = {"note": {"inner": [names_code]}}
     if (folder / "config.json").is_file():
-        edit(folder / "config.json", names_code | nested)
+        edit(folder / "config.json", names_code | nested | {"native_fields": {"model_type": "gpt_neox", **names_code}})
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
         edit(folder / name, names_code | nested)
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):

@@ -161,6 +161,16 @@ def test_export_of_a_model_that_was_not_converted(variant, family, tmp_path):
     assert_close(native.eval()(ids).logits, ours(ids).logits)
 
 
+def test_entries_that_name_code_are_neither_kept_nor_exported():
+    family, code = FAMILIES["gpt2"], {"auto_map": {"AutoModel": "theirs.Model"}}
+    native = family.to_native(make_config("learned"))
+    extras = code | {"note": [code], "kept": 1}
+    config = family.from_native(native, extras)
+    assert config.native_fields == {"model_type": "gpt2", "note": [{}], "kept": 1}
+    config.native_fields = {"model_type": "gpt2", **extras}
+    assert family.to_native(config) == native | {"note": [{}], "kept": 1}
+
+
 def test_export_of_a_changed_model(native, tmp_path):
     """`native_fields` do not override a change."""
     ours = GPTForCausalLM.from_pretrained(convert(native, tmp_path / "ours"))
