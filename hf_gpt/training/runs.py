@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..compatibility import enable_activation_checkpointing
 from ..data import TokenBlocks, Tokens
+from ..data.checksums import checksums_of
 from ..folders import PartialFolder, move
 from ..json_files import read_json
 from ..tokenization.loading import forget_code
@@ -237,16 +238,16 @@ def _checkpoints_of(folder: PartialFolder) -> list[Path]:
 
 
 def _write_manifest(checkpoint: Path) -> None:
-    """Writes the name and the size of each file of a checkpoint to another file in it."""
-    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
-    (checkpoint / MANIFEST).write_text(json.dumps(sizes))
+    """Writes the name and the checksums of each file of a checkpoint to another file in it."""
+    checksums = {file.name: checksums_of(file) for file in checkpoint.iterdir()}
+    (checkpoint / MANIFEST).write_text(json.dumps(checksums))
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """True if a checkpoint has every file of its manifest, in its size."""
+    """True if a checkpoint has every file of its manifest, unchanged."""
     try:
-        sizes = read_json(checkpoint / MANIFEST)
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        manifest = read_json(checkpoint / MANIFEST)
+        return all(checksums_of(checkpoint / name) == checksums for name, checksums in manifest.items())
     except (OSError, ValueError):
         return False
 

@@ -121,7 +121,11 @@ def save_checkpoint(folder, step):
 
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json", "tokenizer.json")
-DAMAGES = {"empty": lambda path: path.write_text(""), "truncated": lambda path: path.write_text("con")}
+DAMAGES = {
+    "empty": lambda path: path.write_text(""),
+    "truncated": lambda path: path.write_text("con"),
+    "changed": lambda path: path.write_bytes(b"!" + path.read_bytes()[1:]),
+}
 
 
 def test_only_the_last_checkpoint_is_kept(tmp_path):
