@@ -6,7 +6,7 @@ transformers draws missing tensors at random and warns.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -66,9 +66,10 @@ def check_tensors(folder: Path) -> None:
         read_model(folder)
     elif quantization.get("quant_method") == QuantizationMethod.TORCHAO:
         quantized, expected = _quantized_tensors(folder), model_tensors(config)
-        if all(kind in STORED_PARTS for kind, _ in quantized.values()):
-            for name in expected.keys() & quantized.keys():
-                expected |= _stored(name, expected.pop(name), *quantized[name])
+        if all(tensor.kind in STORED_PARTS for tensor in quantized.values()):
+            for name in quantized.keys() & expected.keys():
+                if expected[name].ndim == 2:  # others are not quantized
+                    expected |= _stored(name, expected.pop(name), quantized[name])
             check(Checkpoint(folder), expected)
 
 
@@ -76,7 +77,10 @@ def _base_of(folder: Path) -> Path:
     """Returns the folder of the model: the base model if a folder only contains an adapter."""
     if (folder / CONFIG_NAME).is_file() or not (folder / ADAPTER_CONFIG_NAME).is_file():
         return folder
-    return locate(read_json(folder / ADAPTER_CONFIG_NAME)["base_model_name_or_path"])
+    base = read_json(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{folder / ADAPTER_CONFIG_NAME} names no model: expected base_model_name_or_path")
+    return locate(base)
 
 
 # --- tensors of torchao -------------------------------------------------------------------------------------------
@@ -107,28 +111,42 @@ STORED_PARTS: dict[str, Callable[[torch.Tensor, list[int]], NamedTensors]] = {
 }
 
 
-def _quantized_tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Returns the class and the block size of each quantized tensor, as torchao describes it in the files."""
+class _Quantized(NamedTuple):
+    """What torchao describes of a quantized tensor."""
+
+    kind: str
+    """Its class."""
+    block: tuple[int, ...]
+    """Size of the blocks that share a scale."""
+
+
+def _quantized_tensors(folder: Path) -> dict[str, _Quantized]:
+    """Returns the quantized tensors that are described in the metadata of the files."""
     metadata = {}
     for file in weight_files(folder):
         with open_safetensors(file) as opened:
             metadata |= opened.metadata() or {}
-    described = {}
-    for name, text in metadata.items():
-        if '"_tensor_data_names"' in text:
-            try:
-                description = json.loads(text)
-                described[name] = description["_type"], list(map(int, description["_data"].get("block_size", [])))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{name} in {folder} has no description by torchao: {text[:80]}") from error
-    return described
+    described = {name: text for name, text in metadata.items() if '"_tensor_data_names"' in text}
+    try:
+        return {name: _parse(text) for name, text in described.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder} describes a quantized tensor as torchao does not: {error}") from None
 
 
-def _stored(name: str, weight: torch.Tensor, kind: str, block: list[int]) -> NamedTensors:
-    """Returns the parts of a quantized tensor by their names in a file."""
+def _parse(description: str) -> _Quantized:
+    content = json.loads(description)
+    kind, block = content["_type"], tuple(content["_data"].get("block_size", ()))
+    if kind in STORED_PARTS and not (len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
+        raise ValueError(f"block_size={block}")
+    return _Quantized(kind, block)
+
+
+def _stored(name: str, weight: torch.Tensor, quantized: _Quantized) -> NamedTensors:
+    """Returns the parts of a quantized matrix by their names in a file."""
     module, _, tensor = name.rpartition(".")
-    blocks = [size // step for size, step in zip(weight.shape, block, strict=True)]
-    return {f"{module}._{tensor}_{part}": stored for part, stored in STORED_PARTS[kind](weight, blocks).items()}
+    blocks = [size // step for size, step in zip(weight.shape, quantized.block, strict=True)]
+    parts = STORED_PARTS[quantized.kind](weight, blocks)
+    return {f"{module}._{tensor}_{part}": stored for part, stored in parts.items()}
 
 
 def _parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:

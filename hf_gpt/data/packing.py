@@ -1,5 +1,6 @@
 """Packs documents into rows of equal length: a data set for any Trainer."""
 
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ class TokenBlocks(Dataset):
     Tokens after the last complete row are not used. Each row is a dict of int64 tensors (block_size,): `input_ids`,
     `labels` and, with `separate_documents`, `position_ids`.
 
-    With the first row that a process reads, and every 4096th after it, the block of the file that contains the row is
+    One of every 4096 rows is chosen, others in each run. When it is read, the block of the file that contains it is
     compared with its checksum.
 
     Args:
@@ -44,7 +45,7 @@ class TokenBlocks(Dataset):
         self.tokens = tokens if isinstance(tokens, Tokens) else open_tokens(tokens)
         self.block_size = block_size
         self.separate_documents = separate_documents
-        self._rows_read = 0
+        self._checked_row = secrets.randbelow(ROWS_PER_CHECK)  # modulo ROWS_PER_CHECK, in all worker processes
         self._shard_bounds = np.cumsum([0, *map(len, self.tokens.shards)])  # first token of each shard, and the end
         if len(self.tokens) < block_size:
             raise ValueError(f"the text has {len(self.tokens)} tokens: expected at least one row of {block_size}")
@@ -77,9 +78,8 @@ class TokenBlocks(Dataset):
         bounds = self._shard_bounds
         first = np.searchsorted(bounds, start, side="right") - 1
         last = np.searchsorted(bounds, stop, side="left")
-        if self._rows_read % ROWS_PER_CHECK == 0:
+        if start // self.block_size % ROWS_PER_CHECK == self._checked_row:
             self.tokens.check(first, start - bounds[first])
-        self._rows_read += 1
         parts = [
             self.tokens.shards[shard][max(0, start - bounds[shard]) : stop - bounds[shard]]
             for shard in range(first, last)

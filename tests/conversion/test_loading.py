@@ -171,11 +171,40 @@ def test_an_adapter(tmp_path):
         load_model(adapter)
 
 
-@pytest.mark.parametrize("text", ['{"_tensor_data_names": 1', '["_tensor_data_names"]', '{"_tensor_data_names": []}'])
-def test_metadata_that_torchao_did_not_write(text, tmp_path):
+@pytest.mark.parametrize(
+    "description",
+    [
+        [],
+        {"_type": "Int8Tensor"},
+        {"_type": "Int8Tensor", "_data": []},
+        {"_type": ["Int8Tensor"], "_data": {}},
+        *({"_type": "Int8Tensor", "_data": {"block_size": size}} for size in ([], [1], [1, 0], [1, "2"], 7, None)),
+    ],
+    ids=str,
+)
+def test_metadata_that_torchao_did_not_write(description, tmp_path):
     quantize(make_model()).save_pretrained(tmp_path)
-    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", {WEIGHT: text, "format": "pt"})
-    assert_refused(tmp_path, WEIGHT, "no description by torchao")
+    file, text = tmp_path / "model.safetensors", json.dumps([description, "_tensor_data_names"])
+    if isinstance(description, dict):
+        text = json.dumps(description | {"_tensor_data_names": ["qdata"]})
+    save_file(load_file(file), file, {WEIGHT: text})
+    assert_refused(tmp_path, "describes a quantized tensor as torchao does not")
+
+
+def test_metadata_of_another_tensor(tmp_path):
+    """A bias is no matrix, and a matrix has the shape of the configuration."""
+    quantize(make_model()).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    for name, size in ((BIAS, [1, 32]), (WEIGHT, [1, 1])):
+        text = json.dumps({"_type": "Int8Tensor", "_data": {"block_size": size}, "_tensor_data_names": ["qdata"]})
+        save_file(load_file(file), file, {name: text})
+        assert_refused(tmp_path, "model.", "is missing")
+
+
+@pytest.mark.parametrize("fields", [{}, {"base_model_name_or_path": [1]}, {"base_model_name_or_path": ""}], ids=str)
+def test_an_adapter_without_a_base_model(fields, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    assert_refused(tmp_path, "adapter_config.json names no model: expected base_model_name_or_path")
 
 
 def test_a_model_of_transformers(tmp_path):
