@@ -52,8 +52,17 @@ def draw_value(draw: Draw, present: Any, values: list = JSON_VALUES) -> Any:
     near = []
     if isinstance(present, bool):
         near = [not present, int(present), str(present)]
-    elif isinstance(present, (int, float)):
-        near = [float(present), int(present), str(present), -present, present + 1, present - 1, 2 * present, [present]]
+    elif isinstance(present, (int, float)) and abs(present) < 1e300:
+        near = [
+            float(present),
+            round(present),
+            str(present),
+            -present,
+            present + 1,
+            present - 1,
+            2 * present,
+            [present],
+        ]
         near += draw.choices(NUMBERS, k=8)
     elif isinstance(present, list):
         near = [present[1:], present * 2, [*present, None], present + present[:1], [present]]

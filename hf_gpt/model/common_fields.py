@@ -20,6 +20,11 @@ def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
+def _is_auto_map(value: Any) -> bool:
+    names = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(name, (str, list)) for name in names)
+
+
 def _is_json_dict(value: Any) -> bool:
     return isinstance(value, dict) and is_json(value)
 
@@ -56,11 +61,11 @@ LACKING = Rule(lambda value: isinstance(value, (bool, int)) and not value, "no s
 RULES = {
     "_attn_implementation": IMPLEMENTATION,
     "_experts_implementation": IMPLEMENTATION,
-    "_heterogeneity_spec": LACKING,  # what `per_layer_config` sets
+    "_heterogeneity_spec": LACKING,
     "_output_attentions": FLAG,
     "architectures": TEXTS,
     "attn_implementation": IMPLEMENTATION,
-    "auto_map": DICT,
+    "auto_map": Rule(_is_auto_map, "a dict of names of classes"),
     "chunk_size_feed_forward": LACKING,
     "derived_fields": TEXTS,
     "dtype": DTYPE,
@@ -83,6 +88,8 @@ RULES = {
     "torch_dtype": DTYPE,
     "transformers_version": TEXT,
 }
+# Private attributes that keywords set.
+KEYWORD_OF = {"_heterogeneity_spec": "per_layer_config", "_output_attentions": "output_attentions"}
 # Other attributes.
 STORABLE = Rule(lambda value: is_json(value) or hasattr(value, "to_dict"), "a value that config.json can contain")
 
@@ -95,7 +102,7 @@ def check_common_fields(attributes: Mapping[str, Any]) -> None:
     """
     for name, value in attributes.items():
         if value is not None and (name in RULES or not name.startswith("_")):
-            RULES.get(name, STORABLE).check(name.lstrip("_"), value)
+            RULES.get(name, STORABLE).check(KEYWORD_OF.get(name, name), value)
 
 
 # Private attributes that are keywords too. Others, which earlier versions of transformers saved, have no meaning in a

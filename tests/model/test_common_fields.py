@@ -30,7 +30,8 @@ INVALID = [
     ({"chunk_size_feed_forward": 4}, "chunk_size_feed_forward=4: expected no such feature"),
     ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config=.*: expected no such feature"),
     ({"per_layer_config": 5}, "per_layer_config=5: expected no such feature"),
-    ({"auto_map": 1.0}, "auto_map=1.0: expected a dict"),
+    ({"auto_map": 1.0}, "auto_map=1.0: expected a dict of names of classes"),
+    ({"auto_map": {"AutoModel": 1e38}}, r"auto_map={'AutoModel': 1e\+38}: expected a dict of names of classes"),
     ({"quantization_config": {"0": "a"}}, "quantization_config={'0': 'a'}: expected a dict with a quant_method"),
     ({"transformers_version": 5}, "transformers_version=5: expected a string"),
     ({"name_or_path": {"a": 1}}, "name_or_path={'a': 1}: expected a string or a path"),
@@ -84,7 +85,7 @@ def test_assigned_values_are_checked_at_saving(tmp_path):
         config.save_pretrained(tmp_path)
     config = make_config()
     config.per_layer_config = {0: {"head_dim": 4}}
-    with pytest.raises(ValueError, match=r"heterogeneity_spec=.*: expected no such feature"):
+    with pytest.raises(ValueError, match=r"per_layer_config=.*: expected no such feature"):
         config.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
