@@ -30,7 +30,8 @@ def _is_json_dict(value: Any) -> bool:
 
 
 def _is_dtype(value: Any) -> bool:
-    return isinstance(value, (str, torch.dtype)) and str(value).removeprefix("torch.") in DTYPES
+    name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return isinstance(name, str) and name in DTYPES
 
 
 def _is_number_of_labels(value: Any) -> bool:
@@ -55,7 +56,7 @@ DTYPE = Rule(_is_dtype, f"one of {', '.join(DTYPES)}")
 IMPLEMENTATION = Rule(lambda value: isinstance(value, (str, dict)), "the name of an implementation")
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
 TEXTS = Rule(lambda value: _is_list_of(str, value), "a list of strings")
-LACKING = Rule(lambda value: isinstance(value, (bool, int)) and not value, "no such feature")
+LACKING = Rule(lambda value: isinstance(value, (bool, int)) and not value, "nothing, as this model has no such feature")
 
 # Fields, private attributes and keywords, and their values beside None.
 RULES = {

@@ -352,7 +352,8 @@ class GPTConfig(PreTrainedConfig):
         kwargs.pop("base_model_ep_plan", None)  # earlier versions saved it
         kwargs = public_attributes(kwargs)
         self._refuse_misspelled(kwargs)
-        self._check_fields(kwargs)
+        check_common_fields(kwargs)
+        self._check_fields()
         derived = self._derive_fields(kwargs.pop("derived_fields", None) or ())
         self._refuse_unused_sizes()
         self._refuse_rope()
@@ -586,10 +587,9 @@ class GPTConfig(PreTrainedConfig):
                 f"{self.position_embedding_type!r}: leave it out, or set position_embedding_type='rope'"
             )
 
-    def _check_fields(self, others: Mapping[str, Any] = {}) -> None:
-        """Checks each field, attributes that are none, and others that will be set."""
+    def _check_fields(self) -> None:
         own = own_fields(self)
-        check_common_fields({name: value for name, value in vars(self).items() if name not in own} | others)
+        check_common_fields({name: value for name, value in vars(self).items() if name not in own})
         for f in fields(self):
             if f.name in own:
                 f.metadata["rule"].check(f.name, getattr(self, f.name, None))
@@ -624,8 +624,7 @@ class GPTConfig(PreTrainedConfig):
         if self.layer_types != [LAYER_TYPES[pattern] for pattern in self.attention_patterns]:
             raise ValueError(
                 f"layer_types={shown(self.layer_types)} contradicts attention_patterns="
-                f"{shown(self.attention_patterns)}: "
-                "give one of the two"
+                f"{shown(self.attention_patterns)}: give one of the two"
             )
         for name, patterns in PATTERN_FIELDS.items():
             if getattr(self, name) is None and (needed := set(patterns) & set(self.attention_patterns)):

@@ -9,6 +9,7 @@ from hf_gpt.model.common_fields import RULES, check_common_fields
 
 INVALID = [
     ({"dtype": "float33"}, "dtype='float33': expected one of float32, float64, float16, bfloat16"),
+    ({"dtype": "torch.float32"}, "dtype='torch.float32': expected one of"),
     ({"dtype": "nn"}, "dtype='nn': expected one of"),
     ({"torch_dtype": ""}, "torch_dtype='': expected one of"),
     ({"dtype": torch.int8}, "dtype=torch.int8: expected one of"),
@@ -26,10 +27,13 @@ INVALID = [
     ({"return_dict": "no"}, "return_dict='no': expected True or False"),
     ({"attn_implementation": 4.0}, "attn_implementation=4.0: expected the name of an implementation"),
     ({"experts_implementation": [1]}, r"experts_implementation=\[1\]: expected the name of an implementation"),
-    ({"is_encoder_decoder": True}, "is_encoder_decoder=True: expected no such feature"),
-    ({"chunk_size_feed_forward": 4}, "chunk_size_feed_forward=4: expected no such feature"),
-    ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config=.*: expected no such feature"),
-    ({"per_layer_config": 5}, "per_layer_config=5: expected no such feature"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder=True: expected nothing, as this model has no such feature"),
+    ({"chunk_size_feed_forward": 4}, "chunk_size_feed_forward=4: expected nothing, as this model has no such feature"),
+    (
+        {"per_layer_config": {"0": {"head_dim": 4}}},
+        "per_layer_config=.*: expected nothing, as this model has no such feature",
+    ),
+    ({"per_layer_config": 5}, "per_layer_config=5: expected nothing, as this model has no such feature"),
     ({"auto_map": 1.0}, "auto_map=1.0: expected a dict of names of classes"),
     ({"auto_map": {"AutoModel": 1e38}}, r"auto_map={'AutoModel': 1e\+38}: expected a dict of names of classes"),
     ({"quantization_config": {"0": "a"}}, "quantization_config={'0': 'a'}: expected a dict with a quant_method"),
@@ -85,7 +89,7 @@ def test_assigned_values_are_checked_at_saving(tmp_path):
         config.save_pretrained(tmp_path)
     config = make_config()
     config.per_layer_config = {0: {"head_dim": 4}}
-    with pytest.raises(ValueError, match=r"per_layer_config=.*: expected no such feature"):
+    with pytest.raises(ValueError, match=r"per_layer_config=.*: expected nothing, as this model has no such feature"):
         config.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
