@@ -57,7 +57,7 @@ def _acquire(folder: Path) -> BinaryIO:
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
         try:
-            file = (folder / LOCK).open("ab", buffering=0)
+            file = open(folder / LOCK, "ab", buffering=0, opener=_open_no_link)  # noqa: SIM115 it is returned
         except FileNotFoundError:  # another process has removed the folder
             continue
         try:
@@ -72,6 +72,11 @@ def _acquire(folder: Path) -> BinaryIO:
                 file.write(_describe_process().encode())
             return file
         file.close()  # another process has removed it
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Opens a file, which is overwritten; raises OSError if it is a link to another one."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(file: BinaryIO) -> None:

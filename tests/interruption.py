@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "NO_COLOR": "1",
     "COLUMNS": "1000",
 }
-LIMIT, LIMITS = 5, {"train": 3, "train with its own tokenizer": 2, "demo": 1}  # of interruptions of each kind
+LIMIT, LIMITS = 4, {"train": 2, "train with its own tokenizer": 2, "demo": 1}  # of interruptions of each kind
 RAW_TRACEBACK = 99  # exit status of a run that ends with an exception
 TEXT = "".join(f"Line {number} says that the cat sat on the mat, {number * 7} times.\n" for number in range(400))
 

@@ -250,22 +250,21 @@ def test_files_are_on_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
     """Each rename follows an fsync of the file, or of all files in the folder, and precedes one of its new folder."""
     operations = []
 
-    def record(name, path_of):
+    def record(name):
+        """Records the inode of the argument: a path or a descriptor."""
         original = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args: operations.append((name, path_of(args[0]))) or original(*args))
+        monkeypatch.setattr(
+            os, name, lambda *args: operations.append((name, os.stat(args[0]).st_ino)) or original(*args)
+        )
 
-    record("fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
-    record("replace", os.fspath)
-    folder = tmp_path / "new"
+    record("fsync")
+    record("replace")
+    folder, target = tmp_path / "new", tmp_path / "target"
     folder.mkdir()
     (folder / "file").write_text("text")
-    move(folder, tmp_path / "target" / "out")
-    assert operations == [
-        ("fsync", str(folder)),
-        ("fsync", str(folder / "file")),
-        ("replace", str(folder)),
-        ("fsync", str(tmp_path / "target")),
-    ]
+    move(folder, target / "out")
+    inodes = [path.stat().st_ino for path in (target / "out", target / "out" / "file", target / "out", target)]
+    assert operations == list(zip(["fsync", "fsync", "replace", "fsync"], inodes, strict=True))
 
 
 def test_state_of_files(tmp_path):

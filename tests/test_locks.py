@@ -90,6 +90,15 @@ def test_a_folder_that_is_removed_meanwhile_is_locked_again(tmp_path, monkeypatc
     assert not folder.exists()
 
 
+def test_a_lock_that_is_a_link_is_not_written(tmp_path):
+    (tmp_path / "private").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / LOCK).symlink_to(tmp_path / "private")
+    with pytest.raises(OSError, match="lock"), locked(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "private").read_text() == "mine"
+
+
 @pytest.mark.parametrize("code", [None, errno.ENOLCK, errno.ENOSYS])
 def test_a_filesystem_without_locks(tmp_path, monkeypatch, code):
     class Unsupported:
