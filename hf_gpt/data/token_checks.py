@@ -94,8 +94,9 @@ def _check_block(tokens: Tokens, name: str, number: int) -> None:
 
 
 def _check_file(tokens: Tokens, name: str) -> None:
+    """Checks all blocks of a file that is no shard."""
     for number in range(count_blocks(file_size(tokens.folder / name))):
-        _check_block(tokens, name, number)
+        read_block(tokens.folder / name, number, tokens.index.checksums[name])
 
 
 def _check_documents(tokens: Tokens) -> None:
