@@ -1,8 +1,10 @@
 """Weight files of a folder: read one tensor at a time, and written as sharded safetensors."""
 
 import json
+import mmap
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -29,6 +31,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MAX_NAME = 255  # of a file, on common file systems
 
 
 class Checkpoint:
@@ -96,13 +99,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    try:
-        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
-    except (KeyError, AttributeError):
-        raise ValueError(f"{index} is not an index of weight files: expected a weight_map") from None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is not an index of weight files: expected a weight_map from tensor to file")
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{index} lists a path outside its folder: {name!r}")
+        if not name.isprintable() or len(name) > MAX_NAME or {*name} & {*"/\\"} or name in ("", ".", ".."):
+            raise ValueError(f"{index} lists a path outside its folder: {name[:MAX_NAME]!r}")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index} lists {name}, which does not exist")
     return [index.parent / name for name in names]
@@ -137,27 +140,63 @@ def _meta_of(stored: Any, where: str) -> torch.Tensor:
 def _open_pickle(file: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
     tensors = load_pickle(file)
     tensors = tensors.get("model", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"{file} is not a dict of tensors")
-    return {name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__
+    meta = {name: _check_tensor(tensor, f"{name} in {file}").to("meta") for name, tensor in tensors.items()}
+    return meta, tensors.__getitem__
+
+
+def _check_tensor(tensor: Any, where: str) -> torch.Tensor:
+    """Returns a tensor of a pickle if it is dense and no larger than its storage, which a stride of 0 allows."""
+    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    if not is_plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise ValueError(f"{where} is not a dense tensor")
+    if tensor.dtype not in DTYPES.values():
+        raise ValueError(f"{where} is of type {tensor.dtype}: expected one of {', '.join(DTYPES)}")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{where} has the shape {tuple(tensor.shape)}, of which the file does not contain every value")
+    return tensor
 
 
 def load_pickle(file: Path) -> Any:
     """Returns the tensors and plain containers in a pickle. No code in it runs, and tensors are memory-mapped.
+
+    Memory is proportional to the size of the file without the tensors of an archive.
 
     Raises:
         ValueError: the file contains anything else.
         OSError: the file is truncated or damaged.
     """
     with open(file, "rb") as opened:
-        is_zip = opened.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 are no archives and cannot be mapped
+        is_archive = opened.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 are none and cannot be mapped
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        _check_pickle(file, is_archive)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{file} is not loaded: it contains more than tensors and plain values ({reason})") from None
-    except (RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever the opcodes of a damaged pickle raise
         raise OSError(f"{file} is truncated or damaged: {error}") from None
+
+
+def _check_pickle(file: Path, is_archive: bool) -> None:
+    """Raises UnpicklingError for a pickle whose memory would not be bounded by the size of its file.
+
+    That is one which is compressed, as torch.save writes none, or names `bytearray`: of all that torch.load may call it
+    is the only function that writes to as much memory as an argument states.
+    """
+    if not file.stat().st_size:
+        raise EOFError("it is empty")
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        parts: Iterable[Any] = [content]
+        if is_archive:
+            with zipfile.ZipFile(opened) as archive:
+                records = archive.infolist()
+                if compressed := [record for record in records if record.compress_type != zipfile.ZIP_STORED]:
+                    raise pickle.UnpicklingError(f"{compressed[0].filename[:MAX_NAME]!r} is compressed")
+                parts = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
+        if any(part.find(b"bytearray") >= 0 for part in parts):
+            raise pickle.UnpicklingError("bytearray")
 
 
 class Weights(NamedTuple):

@@ -94,9 +94,9 @@ def export(
     weights = _translate(checkpoint, expand(target.layouts[0], config, ours), config, TensorMapping.to_native)
 
     with _output_folder(out, folder, family, max_shard_size) as partial_folder:
-        target.storage.write(partial_folder, fields, weights, max_shard_size, _tracker(show_progress, "export"))
-        with partial_folder.writing() as unfinished:
+        with partial_folder.writing() as unfinished:  # first, because they may be damaged
             _copy_companions(folder, unfinished)
+        target.storage.write(partial_folder, fields, weights, max_shard_size, _tracker(show_progress, "export"))
     return Path(out)
 
 
@@ -134,9 +134,10 @@ def write_model(
     config.dtype, config.auto_map = weights.dtype, auto_map()
     config.architectures = [GPTForCausalLM.__name__]
     with _output_folder(out, source, target, max_shard_size) as partial_folder:
+        with partial_folder.writing() as unfinished:  # first, because they may be damaged
+            _copy_companions(source, unfinished)
         write_shards(partial_folder, weights, max_shard_size, _tracker(show_progress, Path(out).name))
         with partial_folder.writing() as unfinished:
-            _copy_companions(source, unfinished)
             config.save_pretrained(unfinished)
             custom_object_save(_on_meta(config), unfinished, config=config)
     return Path(out)

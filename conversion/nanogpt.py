@@ -73,8 +73,13 @@ class NanoGPTStorage(PickleStorage):
         return stored is None and any(folder.glob("*.pt"))
 
     def read_fields(self, folder: Path) -> tuple[Fields, Fields]:
-        payload = load_pickle(weight_files(folder)[0])
-        return {"bias": True, "dropout": 0.0, **payload["model_args"]}, {}  # early versions had no `bias`
+        file = weight_files(folder)[0]
+        payload = load_pickle(file)
+        arguments = payload.get("model_args") if isinstance(payload, dict) else None
+        numbers = (int, float)
+        if not isinstance(arguments, dict) or not all(isinstance(value, numbers) for value in arguments.values()):
+            raise ValueError(f"{file} is no checkpoint of nanoGPT: expected the numbers of its model under model_args")
+        return {"bias": True, "dropout": 0.0, **arguments}, {}  # early versions had no `bias`
 
     def payload(self, folder: Path, fields: Fields, tensors: dict[str, torch.Tensor]) -> Any:
         return {"model": tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, "model_args": fields}

@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..folders import PartialFolder
 from ..json_files import read_json
+from ..model.field_rules import MOST_LAYERS
 from ..model.remote_code import CODE_ENTRIES, IMPLEMENTATION_ENTRIES, refuse_kernels
 from .checkpoints import Checkpoint, Track, Weights, write_shards
 
@@ -29,7 +30,7 @@ NOT_COPIED = {
     *(*CODE_ENTRIES, *IMPLEMENTATION_ENTRIES),
 }
 
-
+LAYER_COUNTS = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"}  # native classes make lists of this length
 REASON_CHARACTERS = 300  # of an error of transformers, which repeats the value
 
 
@@ -67,10 +68,13 @@ class Storage:
         stored = read_json(folder / CONFIG_NAME)
         refuse_kernels(stored)
         if (quantization := stored.pop("quantization_config", None)) is not None:
-            method = quantization.get("quant_method")
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
             if method is None or method != self.quantization:
                 raise ValueError(f"quantization_config: weights quantized by {method} cannot be converted")
         native = CONFIG_MAPPING[self.name]
+        for name in LAYER_COUNTS & stored.keys():
+            if isinstance(stored[name], int) and stored[name] > MOST_LAYERS:
+                raise ValueError(f"{name}={stored[name]}: expected at most {MOST_LAYERS}")
         try:
             config = native.from_dict(dict(stored))
         except (StrictDataclassError, KeyError, TypeError) as error:

@@ -38,6 +38,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .json_files import read_json
 from .locks import LOCK, command_line, locked
 
 JOURNAL, NEW_JOURNAL = "journal.json", "journal.json.new"
@@ -183,9 +184,9 @@ def _read_journal(partial: PartialFolder) -> dict[str, Any] | None:
     if {entry.name for entry in partial.root.iterdir()} <= {LOCK, NEW_JOURNAL}:
         return None
     try:
-        journal = json.loads(partial.journal.read_text())
+        journal = read_json(partial.journal)
         return {name: journal[name] for name in ("command", "depends_on")}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         raise FileExistsError(f"{partial.journal} is missing or damaged: move or remove the folder") from None
 
 

@@ -12,7 +12,7 @@ MAX_DIGITS = 64  # of an integer; transformers writes 10^30 as the `model_max_le
 
 
 def read_json(file: Path | str, *, allow_nan: bool = False) -> dict[str, Any]:
-    """Returns the JSON object in a file. Peak memory is at most 70 bytes per byte of the file.
+    """Returns the JSON object in a file. Peak memory is at most 50 bytes per byte of the file.
 
     Args:
         file: a file in UTF-8.

@@ -65,11 +65,11 @@ def test_size(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("item", ["[]", "{}", '{"":0}', '"a"', '"é"', "1.5", '"\U0001f600"', '[["a"]]', '{"a":[]}'])
 def test_memory(item, tmp_path):
-    """Peak memory is at most 70 bytes per byte of the file."""
+    """Peak memory is at most 50 bytes per byte of the file."""
     content = '{"a":[' + ",".join([item] * (300_000 // len(item))) + "]}"
     (tmp_path / "a.json").write_text(content)
     tracemalloc.start()
     read_json(tmp_path / "a.json")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 70 * len(content.encode())
+    assert peak < 50 * len(content.encode())

@@ -132,7 +132,13 @@ def _encode_with_tokenizers(serialized: str) -> Encode:
     backend.encode_special_tokens = True  # text that spells a special token is encoded as text
 
     def encode(texts: list[str]) -> list[np.ndarray]:
-        return [np.array(each.ids, np.uint32) for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:  # what a panic of Rust raises is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"the tokenizers library cannot encode with this tokenizer.json: {error}") from None
+        return [np.array(each.ids, np.uint32) for each in encoded]
 
     return encode
 

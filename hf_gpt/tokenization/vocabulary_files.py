@@ -19,7 +19,8 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raises ValueError if a file of a tokenizer is not valid JSON or contains ids that `check_ids` does not accept."""
+    """Raises ValueError if a file of a tokenizer is not valid JSON or contains ids that `check_ids` does not accept, or
+    if tokenizer.json contains an empty pattern, on which the tokenizers library panics."""
     present = {name for name in (TOKENIZER_FILE, *VOCABULARY_FILES, *SETTINGS_FILES) if (folder / name).is_file()}
     contents = {name: read_json(folder / name) for name in sorted(present)}
     for name in present & {*VOCABULARY_FILES}:
@@ -30,6 +31,17 @@ def check_tokenizer_files(folder: Path) -> None:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{folder / TOKENIZER_FILE} is not a tokenizer: expected model and added_tokens") from None
         check_ids(folder / TOKENIZER_FILE, ids)
+        if _has_empty_pattern(contents[TOKENIZER_FILE].get("normalizer")):
+            raise ValueError(f"{folder / TOKENIZER_FILE} replaces an empty pattern: expected text or an expression")
+
+
+def _has_empty_pattern(normalizer: Any) -> bool:
+    """True if a normalizer of a tokenizer.json, or one of a sequence, replaces an empty pattern."""
+    if not isinstance(normalizer, dict):
+        return False
+    others = normalizer.get("normalizers")
+    is_empty = normalizer.get("pattern") in ({"String": ""}, {"Regex": ""})
+    return is_empty or (isinstance(others, list) and any(map(_has_empty_pattern, others)))
 
 
 def _ids_of(tokenizer_json: dict[str, Any]) -> dict[str, Any]:

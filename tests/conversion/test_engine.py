@@ -137,7 +137,7 @@ def test_wrong_tensors_in_an_export(native, tmp_path, name, tensor, message):
         ("n_embd", 27, r"transformer\.wte\.weight .* expected \(\d+, 27\)"),
         ("tie_word_embeddings", True, r"tie_word_embeddings=True contradicts .*lm_head\.weight"),
         ("n_layer", "two", "is not a configuration of gpt2"),
-        ("quantization_config", "x", "has no configuration of gpt2"),
+        ("quantization_config", "x", "quantization_config: weights quantized by x cannot be converted"),
     ],
 )
 def test_a_configuration_that_contradicts_the_tensors(native, field, value, message):
@@ -180,12 +180,12 @@ def killed(native):
     out = native.with_name("ours")
     assert subprocess.run([sys.executable, "-c", KILLED, native, out]).returncode == 9
     assert not out.exists()
-    assert len(list((partial_of(out) / "content").iterdir())) == 2
+    assert len(list((partial_of(out) / "content").glob("*.safetensors"))) == 2
     return out
 
 
 def test_the_same_conversion_resumes(native, killed):
-    times = {file.name: file.stat().st_mtime_ns for file in (partial_of(killed) / "content").iterdir()}
+    times = {file.name: file.stat().st_mtime_ns for file in (partial_of(killed) / "content").glob("*.safetensors")}
     convert(native, killed, max_shard_size="10KB")
     for name, time in times.items():
         assert (killed / name).stat().st_mtime_ns == time

@@ -45,8 +45,14 @@ def test_export_to_gpt2(tmp_path):
     assert_close(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")(ids).logits, native(ids))
 
 
-@pytest.mark.parametrize("model_args", [{}, {"model_args": None}, {"model_args": {"n_layer": 1}}])
-def test_missing_arguments(tmp_path, model_args):
+@pytest.mark.parametrize("state", [{}, {"model_args": None}, {"model_args": {"n_layer": [2]}}, {"model_args": [1]}])
+def test_invalid_arguments(tmp_path, state):
     (tmp_path / "native").mkdir()
-    torch.save({"model": {"a": torch.ones(2)}, **model_args}, tmp_path / "native/ckpt.pt")
-    assert_convert_raises(tmp_path / "native", "has no configuration of nanogpt")
+    torch.save({"model": {"a": torch.ones(2)}, **state}, tmp_path / "native/ckpt.pt")
+    assert_convert_raises(tmp_path / "native", r"ckpt\.pt is no checkpoint of nanoGPT: expected the numbers")
+
+
+def test_missing_arguments(tmp_path):
+    (tmp_path / "native").mkdir()
+    torch.save({"model": {"a": torch.ones(2)}, "model_args": {"n_layer": 1}}, tmp_path / "native/ckpt.pt")
+    assert_convert_raises(tmp_path / "native", "has no configuration of nanogpt: KeyError")
