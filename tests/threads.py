@@ -62,6 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks": {"prefill_chunk_size": 4},
     "prompt_lookup": {"prompt_lookup_num_tokens": 3},
     "early_exit": {"assistant_early_exit": 1},
+    "assisted": {"assistant_model": make_model("multi_query")},
     "all_outputs": {"output_hidden_states": True},
 }
 

@@ -241,7 +241,8 @@ def test_threads_that_share_a_model(model_name, way, monkeypatch):
     assert differences(model_name, way) == []
 
 
-@pytest.mark.parametrize(("model_name", "way"), FEW)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model_name", ["default", "bfloat16_experts"])
 def test_a_call_changes_nothing_and_depends_on_no_earlier_one(model_name, way, monkeypatch):
     monkeypatch.setattr(PackedWeights, "MIN_CALLS", 1)
     model, options = with_hooks(MODELS[model_name]()), WAYS[way]

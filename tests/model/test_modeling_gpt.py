@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, C3AConfig, GraloraConfig, get_peft_model
 from snapshots import changes, state_of, with_hooks
-from threads import MODELS
+from threads import MODELS, in_threads
 from tiny import TINY, make_config, make_model, random_ids
 from torch import nn
 from torch.nn.utils import parametrize
@@ -428,3 +428,22 @@ def test_a_forward_pass_changes_nothing(model_name):
         model(ids)
         model(ids, labels=ids)
         assert [name for name in changes(before, state_of(model)) if not name.endswith(".router: loads")] == []
+
+
+@pytest.mark.parametrize("variant", ["deepseek", "gpt_oss", "sparse_transformer"])
+def test_models_that_are_trained_in_threads(variant):
+    """With gradient checkpointing, whose recomputation runs in the threads of autograd."""
+
+    def gradients(thread):
+        ids = random_ids(2, 9, seed=thread)
+        models[thread](ids, labels=ids).loss.backward()
+        return [parameter.grad for parameter in models[thread].parameters()]
+
+    results = []
+    for run in (in_threads, lambda work: [work(thread) for thread in range(8)]):
+        models = [make_model(variant).train() for _ in range(8)]
+        for model in models:
+            enable_activation_checkpointing(model)
+        results.append(run(gradients))
+    for found, expected in zip(*results, strict=True):
+        assert all(map(torch.equal, found, expected))
