@@ -101,13 +101,13 @@ def load_stock_tokenizer(name: Path | str, *, local_files_only: bool = False) ->
         OSError: there is no tokenizer, it is damaged, or it consists of code.
     """
     try:
-        auto_map = _read_settings(name, local_files_only).get("auto_map")
+        settings = _read_settings(name, local_files_only)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False)
         except Exception:
-            if auto_map is None:
+            if "auto_map" not in settings:
                 raise
-            tokenizer = _load_tokenizer_json(name, local_files_only, auto_map)
+            tokenizer = _load_tokenizer_json(name, local_files_only, settings["auto_map"])
     except Exception as error:  # tokenizers raises nothing more specific
         raise OSError(f"{name} is neither a folder with a tokenizer nor a tokenizer on the Hub: {error}") from error
     return forget_code(tokenizer)

@@ -1,3 +1,5 @@
+import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gpt.data.encoders import build_encoder
 from hf_gpt.tokenization import tokenizer_to_tiktoken
-from hf_gpt.tokenization.loading import SHIPPED_TOKENIZER, load_tokenizer, open_tokenizer
+from hf_gpt.tokenization.loading import SHIPPED_TOKENIZER, forget_code, load_tokenizer, open_tokenizer
 
 TEXT = "Not all heroes wear capes; some wear hats, and some nothing at all.\n"
 TRAINED = TOKENIZERS["gpt2"]
@@ -82,3 +84,46 @@ def test_open_a_damaged_tokenizer(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        {"AutoTokenizer": ["theirs.Slow", "someone/other--theirs.Fast"]},
+        {"AutoTokenizer": "theirs.Tokenizer"},
+        {"AutoTokenizer": []},
+        {"AutoTokenizer": 7},
+        {"AutoProcessor": "theirs.Processor"},
+        ["theirs.Slow", None],
+        "theirs.Tokenizer",
+        7,
+        None,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "GPT2Tokenizer", "Theirs", None])
+def test_a_tokenizer_class_that_is_code_is_not_loaded(auto_map, tokenizer_class, tmp_path):
+    """tokenizer.json is, by the class of transformers that the tokenizer names, if there is one."""
+    TRAINED.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": auto_map, "tokenizer_class": tokenizer_class}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer(TEXT)["input_ids"] == TRAINED(TEXT)["input_ids"]
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert "theirs" not in (tmp_path / "again" / "tokenizer_config.json").read_text()
+
+
+def test_a_tokenizer_of_a_registered_class_is_saved_with_its_code(tmp_path, monkeypatch):
+    """`forget_code` removes what was loaded, not what the user has registered."""
+    (tmp_path / "our_tokenizer.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\nclass OurTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ours = importlib.import_module("our_tokenizer").OurTokenizer
+    ours.register_for_auto_class()
+    tokenizer = ours(tokenizer_object=TRAINED.backend_tokenizer, auto_map={"AutoTokenizer": "theirs.Tokenizer"})
+    forget_code(tokenizer).save_pretrained(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert settings["auto_map"] == {"AutoTokenizer": ["our_tokenizer.OurTokenizer", None]}
+    assert (tmp_path / "saved" / "our_tokenizer.py").is_file()
