@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..json_files import parse_integer
 from ..model.configuration_gpt import GPTConfig, own_fields
 from ..model.field_names import OTHER_NAMES, to_fields
 
@@ -38,17 +39,27 @@ def parse_fields(assignments: list[str] | None) -> dict[str, Any]:
             raise ValueError(f"--set {assignment}: expected FIELD=VALUE")
         if name not in known | OTHER_NAMES:
             raise ValueError(f"--set {assignment}: unknown field{suggest(name, known)}")
-        values[name] = parse_value(value)
+        try:
+            values[name] = parse_value(value)
+        except ValueError as error:
+            raise ValueError(f"--set {name}: {error}") from None
     to_fields(values)  # raises for a name that has no single field
     return values
 
 
 def parse_value(text: str) -> Any:
-    """Parses JSON, or a constant of Python; returns any other text unchanged."""
+    """Parses JSON, or a constant of Python; returns any other text unchanged.
+
+    Raises:
+        ValueError: an integer has too many digits, or a list is nested too deeply.
+    """
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+        constants = {"True": "true", "False": "false", "None": "null"}
+        return json.loads(constants.get(text, text), parse_int=parse_integer)
     except json.JSONDecodeError:
         return text
+    except RecursionError:
+        raise ValueError(f"{text[:20]}... is nested too deeply") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from .token_checks import open_tokens
 from .token_files import Tokens
 
 ROWS_PER_CHECK = 4096  # a check takes 1 ms, 4096 rows of 1024 tokens take 150 ms
+MAX_IDS = 1 << 24  # of a vocabulary: 128 MB of counts
 
 
 class TokenBlocks(Dataset):
@@ -108,8 +109,14 @@ class TokenBlocks(Dataset):
         return Subset(self, rows[~is_evaluated].tolist()), Subset(self, rows[is_evaluated].tolist())
 
     def unigram_entropy(self) -> float:
-        """Returns the entropy of the token frequencies in nats, the loss of a model that knows nothing else."""
+        """Returns the entropy of the token frequencies in nats, the loss of a model that knows nothing else.
+
+        Raises:
+            ValueError: an id is not below `MAX_IDS`.
+        """
         parts = [part for shard in self.tokens.shards for part in np.array_split(shard, len(shard) // 2**20 + 1)]
         most = max(int(part.max(initial=0)) for part in parts)
+        if most >= MAX_IDS:
+            raise ValueError(f"the tokens contain the id {most}: expected ids below {MAX_IDS}")
         counts = sum(np.bincount(part, minlength=most + 1) for part in parts)
         return torch.distributions.Categorical(torch.from_numpy(counts).double()).entropy().item()

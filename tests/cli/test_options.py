@@ -36,6 +36,8 @@ def test_other_names_of_fields():
         ("n_layr=6", r"--set n_layr=6: unknown field$"),
         ("hidden_size", "--set hidden_size: expected FIELD=VALUE"),
         ("layers=2", "--set layers=2: unknown field"),
+        ("norm_eps=1" + "0" * 5000, "--set norm_eps: an integer has 5001 digits, expected at most 64"),
+        ("attention_patterns=" + "[" * 100_000, r"--set attention_patterns: \[\[.* is nested too deeply"),
         ("hiden_size=2", r"--set hiden_size=2: unknown field: did you mean hidden_size\?"),
     ],
 )

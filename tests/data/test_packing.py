@@ -68,6 +68,9 @@ def test_split():
 def test_unigram_entropy():
     tokens = Tokens([np.array([1, 2], np.uint16), np.array([1, 1], np.uint16)], np.array([4]))
     assert TokenBlocks(tokens, 2).unigram_entropy() == pytest.approx(0.5623351446)  # of 3/4 and 1/4
+    tokens = Tokens([np.array([0, 2**32 - 1], np.uint32)], np.array([2]))
+    with pytest.raises(ValueError, match=f"the tokens contain the id {2**32 - 1}: expected ids below 16777216"):
+        TokenBlocks(tokens, 2).unigram_entropy()
 
 
 def test_too_little_text():
