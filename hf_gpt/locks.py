@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ HAS_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # 
 
 
 def command_line() -> str:
-    """Returns the command that runs in this process."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Returns the command that runs in this process, on one line of at most 200 characters."""
+    return textwrap.shorten(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), 200, placeholder=" ...")
 
 
 @contextmanager

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from hf_gpt import locks
-from hf_gpt.locks import LOCK, locked
+from hf_gpt.locks import LOCK, command_line, locked
+
+
+def test_the_command_is_one_short_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/hf-gpt", "tokenize", "a book.txt", *["b\n.txt"] * 500])
+    assert command_line().startswith("hf-gpt tokenize 'a book.txt' ")
+    assert len(command_line()) <= 200
+    assert "\n" not in command_line()
 
 
 def test_a_locked_folder_names_its_process(tmp_path):
