@@ -51,7 +51,8 @@ def test_foreign_entries_are_not_saved(save, tmp_path):
 )
 def test_entries_of_code_in_the_folder_are_kept(entry, tmp_path):
     (tmp_path / "mine.py").touch()
-    config = make_config(auto_map={"AutoModel": entry}, custom_pipelines={"text-generation": entry})
+    config = make_config(custom_pipelines={"text-generation": entry})
+    config.auto_map = {"AutoModel": entry}
     keep_local_code(config, tmp_path)
     assert config.auto_map == {"AutoModel": entry}
     assert config.custom_pipelines == {"text-generation": entry}
@@ -68,7 +69,8 @@ def test_other_entries_are_removed(entry, tmp_path):
     folder.mkdir()
     for place in (tmp_path, folder):
         (place / "mine.py").touch()
-    config = make_config(auto_map={"AutoModel": entry}, custom_pipelines=entry)
+    config = make_config(custom_pipelines=entry)
+    config.auto_map = {"AutoModel": entry}  # the constructor refuses some
     keep_local_code(config, folder)
     assert not {"auto_map", "custom_pipelines"} & vars(config).keys()
 
