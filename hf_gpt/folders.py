@@ -106,7 +106,8 @@ def output_folder(
         resume: None: resume an interrupted run that depends on the same. False: begin. True: resume.
 
     Raises:
-        FileExistsError: `out` is not empty, or there is an interrupted run that this call does not resume.
+        FileExistsError: `out` is not empty or a mount point, or there is an interrupted run that this call does not
+            resume.
         FileNotFoundError: `resume` is True and there is no interrupted run.
         ValueError: `resume` is True and the interrupted run depends on something else.
         OSError: another process writes the folder, or the disk is full.
@@ -122,6 +123,8 @@ def output_folder(
             _remove(partial)
         if out.exists() and not (out.is_dir() and not has_entries(out)):
             raise FileExistsError(f"{out} exists and is not an empty folder: choose another output folder")
+        if out.is_mount():
+            raise FileExistsError(f"{out} is a mount point, which cannot be replaced: choose a folder in it")
         if is_resumed:
             _check_resumption(partial, began, depends_on, resume)
         try:
@@ -185,9 +188,11 @@ def _read_journal(partial: PartialFolder) -> dict[str, Any] | None:
         return None
     try:
         journal = read_json(partial.journal)
-        return {name: journal[name] for name in ("command", "depends_on")}
+        if isinstance(journal["command"], str) and isinstance(journal["depends_on"], dict | None):
+            return journal
     except (FileNotFoundError, ValueError, KeyError):
-        raise FileExistsError(f"{partial.journal} is missing or damaged: move or remove the folder") from None
+        pass
+    raise FileExistsError(f"{partial.journal} is missing or damaged: move or remove the folder")
 
 
 def _check_resumption(

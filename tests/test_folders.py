@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_what_exists_does_not_change(tmp_path, kind, options):
 
 
 @pytest.mark.parametrize("names", [("mine",), ("content/file",), ("checkpoints/checkpoint-1/file", LOCK)])
-@pytest.mark.parametrize("journal", [None, "", "{", "[]", "{}", '{"files": []}'])
+@pytest.mark.parametrize("journal", [None, "", "{", "[]", "{}", '{"command": "a", "depends_on": 1}'])
 def test_a_folder_that_is_not_of_the_protocol_does_not_change(tmp_path, names, journal):
     out, root = tmp_path / "out", tmp_path / "out.partial"
     for name in names:
@@ -175,6 +176,14 @@ def test_another_call_changes_nothing(tmp_path, files, depends_on, resume, error
         write(out, depends_on, resume=resume)
     assert "\n" not in str(raised.value)
     assert set(entries(tmp_path)) == before
+
+
+def test_a_mount_point_is_refused_at_the_beginning(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is a mount point, which cannot be replaced: choose a folder in it"):
+        write(tmp_path / "out")
+    assert entries(tmp_path) == ["out"]
 
 
 def test_nothing_to_resume(tmp_path):
