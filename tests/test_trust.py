@@ -23,6 +23,7 @@ from hf_gpt.data.token_index import INDEX, read_index
 from hf_gpt.model.class_names import auto_map
 from hf_gpt.recipes import generate_in_new_interpreter
 from hf_gpt.tokenization import train_tokenizer
+from hf_gpt.training.runs import MANIFEST
 from hf_gpt.trust import check_links, check_own_code, copy_settings
 
 ROOT = Path(__file__).parents[1]
@@ -272,10 +273,9 @@ def test_the_state_of_an_interrupted_run_is_no_code(name, run, interrupted, clea
     torch.save(Pickled(flag), checkpoint / name)
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    manifest = checkpoint / "manifest.json"
-    manifest.unlink()
-    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
-    manifest.write_text(json.dumps(sizes))
+    (checkpoint / MANIFEST).unlink()  # as if whoever made the run had recorded these files
+    manifest = {file.name: checksums_of(file) for file in checkpoint.iterdir()}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
     result = run(*fill(RESUMED, clean / "ours", clean, tmp_path / "out"), "--resume")
     assert not flag.exists()
     assert result.status == (0 if name == "training_args.bin" else 1), result.errors  # it is not read
