@@ -157,8 +157,10 @@ def cached_slots(cache: Cache | None) -> int | torch.Tensor:
     """Returns the number of cached slots: an int, or a scalar tensor for a static cache."""
     if cache is None:
         return 0
-    layers = range(len(getattr(cache, "layers", ())))
-    return cache.get_seq_length(filled_layer(cache, layers)) if layers else cache.get_seq_length()
+    layers = getattr(cache, "layers", ())
+    if not layers or layers[0].is_initialized:
+        return cache.get_seq_length()
+    return cache.get_seq_length(filled_layer(cache, range(len(layers))))
 
 
 def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:

@@ -290,7 +290,7 @@ class TestBias:
         gc.collect()
         assert len(ROUTERS) == before
 
-    def test_models_that_come_and_go_while_an_optimizer_steps(self, model):
+    def test_models_that_come_and_go_while_an_optimizer_steps(self):
         """As in other threads, or by garbage collection: here inside the step."""
         others, steps = [make_model("deepseek") for _ in range(2)], []
 
@@ -300,9 +300,10 @@ class TestBias:
             steps.append(optimizer)
 
         handle = register_optimizer_step_post_hook(come_and_go)
-        optimizer, ids = torch.optim.SGD(model.parameters(), lr=0.1), random_ids(2, 7)
+        model = make_model("deepseek", router_bias_update_rate=0.25).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         try:
-            step(model, ids)
+            step(model, random_ids(2, 7))
             optimizer.step()
         finally:
             handle.remove()
