@@ -140,8 +140,8 @@ def train_from_text(
     with output_folder(out, recorded, resume=resume) as folder:
         set_seed(settings.seed)
         tokenizer = _build_tokenizer(folder, texts, origin, tokenizer_folder)
-        model = _build_model(origin, tokenizer)
         tokens = open_tokens(texts) if isinstance(texts, Path) else encode_texts(tokenizer, texts)
+        model = _build_model(origin, tokenizer)
         report = read_report(folder) or train_model(model, tokenizer, tokens, folder, settings)
         sample = generate_in_new_interpreter(folder.content, prompt) if prompt is not None else ""
         with folder.writing() as unfinished:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from command_line import TEXT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -357,6 +357,79 @@ def shard(**tensors: torch.Tensor) -> Callable[[Path], None]:
     return write
 
 
+# --- files with checksums, and weights that a model is made of ------------------------------------------------------
+
+
+def edited(edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Returns a function that edits the bytes of a file."""
+
+    def write(file: Path) -> None:
+        file.write_bytes(edit(file.read_bytes()))
+
+    return write
+
+
+def replaced(replace: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Returns a function that replaces a file by something else."""
+
+    def write(file: Path) -> None:
+        file.unlink()
+        replace(file)
+
+    return write
+
+
+DAMAGED = {
+    "empty": b"",
+    "a byte": b"\0",
+    "a flipped bit at the start": edited(lambda data: bytes([data[0] ^ 1]) + data[1:]),
+    "a flipped bit at the end": edited(lambda data: data[:-1] + bytes([data[-1] ^ 128])),
+    "zeros": edited(lambda data: bytes(len(data))),
+    "ones": edited(lambda data: b"\xff" * len(data)),
+    "reversed": edited(lambda data: data[::-1]),
+    "cut off": edited(lambda data: data[:-1]),
+    "longer": edited(lambda data: data + b"\0"),
+    "a terabyte of zeros": lambda file: os.truncate(file, 10**12),
+    "missing": Path.unlink,
+    "a folder": replaced(Path.mkdir),
+    "a pipe": replaced(os.mkfifo),
+    "a link to a device": replaced(lambda file: file.symlink_to("/dev/zero")),
+    "a link to another file": replaced(lambda file: file.symlink_to("/etc/passwd")),
+}
+BIAS = "model.layers.1.mlp.down_proj.bias"
+
+
+def weights(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+    """Returns a function that replaces, adds, or (None) removes tensors of a file. `bias` is `BIAS`."""
+
+    def write(file: Path) -> None:
+        named = {BIAS if name == "bias" else name: tensor for name, tensor in changes.items()}
+        tensors = {name: tensor for name, tensor in (load_file(file) | named).items() if tensor is not None}
+        save_file(tensors, file, {"format": "pt"})
+
+    return write
+
+
+WEIGHTS = {
+    "a missing tensor": weights(bias=None),
+    "another tensor": weights(score=torch.ones(2)),
+    "another size": weights(bias=torch.ones(3)),
+    "no size": weights(bias=torch.ones(0)),
+    "another number of dimensions": weights(bias=torch.ones(32, 1)),
+    "integers": weights(bias=torch.ones(32, dtype=torch.int64)),
+    "8-bit integers": weights(bias=torch.ones(32, dtype=torch.int8)),
+    "booleans": weights(bias=torch.ones(32, dtype=torch.bool)),
+    "8-bit floating point": weights(bias=torch.ones(32).to(torch.float8_e4m3fn)),
+    "complex numbers": weights(bias=torch.ones(32, dtype=torch.complex64)),
+    "a head that differs": weights(**{"lm_head.weight": torch.ones(300, 32)}),
+    "no tensors": safetensors({}),
+    "a long header": safetensors(b"{}", length=2**40),
+    "cut off": edited(lambda data: data[:-1]),
+    "empty": b"",
+    "missing": Path.unlink,
+}
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 ENCODE = "--out out --tokenizer tokenizer --threads 1"
@@ -593,6 +666,14 @@ FORMATS = {
         "tokenize --verify tokens",
         NO_JSON | {"no place": changed("tokens/index.json", "place", value=None)} | index_with(**INDEX_VALUES),
     ),
+    "shard of tokens": Format("tokens/tokens-00000.bin", "tokenize --verify tokens", DAMAGED),
+    "documents of tokens": Format("tokens/documents.bin", "tokenize --verify tokens", DAMAGED),
+    "tokenizer of tokens": Format("tokens/tokenizer.json", "tokenize --verify tokens", DAMAGED),
+    "tokens to train on": Format(
+        "tokens/tokens-00000.bin", "train --tokens tokens --model ours --steps 1 --out out", DAMAGED
+    ),
+    "weights to generate with": Format("ours/model.safetensors", "generate ours --prompt The", WEIGHTS, named="ours"),
+    "weights to quantize": Format("ours/model.safetensors", "quantize ours out", WEIGHTS, named="ours"),
     "journal": Format("out.partial/journal.json", f"tokenize book.txt {ENCODE}", NO_JSON | {"no command": b"{}"}),
     "pickled weights": Format(
         "pickled/pytorch_model.bin", "convert pickled out", pickles(lambda value: {"transformer.wte.weight": value})
