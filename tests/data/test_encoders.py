@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gpt.data.encoders import build_encoder
 from hf_gpt.tokenization import load_tokenizer, train_tokenizer
+from hf_gpt.tokenization.chunking import split_into_chunks
 from hf_gpt.tokenization.split_patterns import SPLIT_PATTERNS
 
 TEXT = "The cat sat on the mat. It's 12345 o'clock!\n\n\tdef f(x):\n        return x\n红楼梦 第一回 🐈‍⬛\r\n"
 TOKENIZERS = {pattern: train_tokenizer([TEXT * 3], 400, pattern) for pattern in SPLIT_PATTERNS}
+ENGINES = ("tiktoken", "tokenizers")
+ENCODERS = {(name, engine): build_encoder(TOKENIZERS[name], engine) for name in SPLIT_PATTERNS for engine in ENGINES}
 
 
 @pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
@@ -30,7 +33,17 @@ def test_both_engines_give_the_ids_of_the_tokenizer(pattern, text):
         assert encoder.encode([text])[0].tolist() == expected
 
 
-@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+@given(text=st.text(st.sampled_from("aB1 \t\n\r'!/_，红e\u0301\0🐈")) | st.text(), size=st.integers(1, 9))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_chunks_have_the_ids_of_the_whole_text(pattern, engine, text, size):
+    encoder = ENCODERS[pattern, engine]
+    chunks = encoder.encode([*split_into_chunks(text, size)])
+    assert [index for ids in chunks for index in ids.tolist()] == encoder.encode([text])[0].tolist()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_texts_of_one_call_have_the_ids_of_each(engine, count):
     encoder = build_encoder(TOKENIZERS["gpt2"], engine)
@@ -40,7 +53,7 @@ def test_texts_of_one_call_have_the_ids_of_each(engine, count):
         assert [each.tolist() for each in ids] == [TOKENIZERS["gpt2"](text)["input_ids"] for text in texts]
 
 
-@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_no_text_becomes_a_control_token(engine):
     tokenizer = load_tokenizer()
     encoder = build_encoder(tokenizer, engine)
@@ -164,7 +177,7 @@ def test_unknown_engine():
         build_encoder(TOKENIZERS["gpt2"], "quick")
 
 
-@pytest.mark.parametrize("engine", ["tiktoken", "tokenizers"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_threads_share_an_encoder(engine):
     encoder = build_encoder(TOKENIZERS["gpt2"], engine)
     texts = [[TEXT[start : start + 50 * (thread + 1)] for start in range(60)] for thread in range(THREADS)]
