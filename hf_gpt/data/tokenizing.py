@@ -120,7 +120,8 @@ def tokenize_files(
                 tokenizer_files = forget_code(tokenizer).save_pretrained(unfinished)
             writer.finish(Path(file).name for file in tokenizer_files)
         if not writer.index.documents:
-            skipped = skipped_documents(folder.content) or [f"{', '.join(map(str, paths)) or 'no file'} has none"]
+            reasons = [f"{path} has none" for path in paths] or ["expected files"]
+            skipped = skipped_documents(folder.content) or reasons
             raise ValueError(f"no document to encode: {skipped[0]}")
     return writer.index
 
