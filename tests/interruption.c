@@ -82,8 +82,10 @@ ssize_t write(int fd, const void *data, size_t size) {
   if (begin("write", path, 1)) return -1;
   if (mode != 's' || size < 2) return write_really(fd, data, size);
   ssize_t half = write_really(fd, data, size / 2);
-  if (half > 0) begin("half write", path, 1);
-  return half; /* the caller writes the rest */
+  if (half <= 0) return half;
+  begin("half write", path, 1);
+  ssize_t rest = write_really(fd, (const char *)data + half, size - half);
+  return half + (rest > 0 ? rest : 0);
 }
 
 #define BEGIN_FD(name, fd, needs_space) char path[PATH_MAX]; if (path_of(fd, path) && begin(name, path, needs_space)) return -1

@@ -367,16 +367,17 @@ def main() -> None:
         import_everything()
         make_sources(work / "sources")
         make_small()
-        failures = []
+        failures = 0
         for name, command in commands(work / "sources").items():
             if name in (arguments.command or [name]):
                 started = time.monotonic()
                 trial = Trial(name, command, work, interposer)
                 trial.examine(None if arguments.all else LIMITS.get(name, LIMIT))
-                failures += trial.failures
-                print(f"{name}: {dict(trial.counts)}, {time.monotonic() - started:.0f} s", flush=True)
-        print(*failures, f"{len(failures)} failures ({type(interposer).__name__})", sep="\n")
-    sys.exit(bool(failures))
+                failures += len(trial.failures)
+                summary = f"{name}: {dict(trial.counts)}, {time.monotonic() - started:.0f} s"
+                print(summary, *trial.failures, sep="\n", flush=True)
+        print(f"{failures} failures ({type(interposer).__name__})")
+    sys.exit(failures > 0)
 
 
 if __name__ == "__main__":
