@@ -226,7 +226,7 @@ def draw_edits(draw: Draw, fields: Fields) -> Fields:
 def assigned(fields: Fields, edits: Fields) -> GPTConfig:
     config = GPTConfig(**fields)
     for name, value in edits.items():
-        if name not in (*MEMBERS, *UNKNOWN, "per_layer_config", "derived_fields"):  # Python's own rules hold for them
+        if name not in (*MEMBERS, *UNKNOWN, "derived_fields"):  # Python's own rules hold for them
             setattr(config, name, value)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)

@@ -57,12 +57,13 @@ IMPLEMENTATION = Rule(lambda value: isinstance(value, (str, dict)), "the name of
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
 TEXTS = Rule(lambda value: _is_list_of(str, value), "a list of strings")
 LACKING = Rule(lambda value: isinstance(value, (bool, int)) and not value, "nothing, as this model has no such feature")
+ABSENT = Rule(lambda value: False, LACKING.expects)
 
 # Fields, private attributes and keywords, and their values beside None.
 RULES = {
     "_attn_implementation": IMPLEMENTATION,
     "_experts_implementation": IMPLEMENTATION,
-    "_heterogeneity_spec": LACKING,
+    "_heterogeneity_spec": ABSENT,
     "_output_attentions": FLAG,
     "architectures": TEXTS,
     "attn_implementation": IMPLEMENTATION,
@@ -79,7 +80,7 @@ RULES = {
     "num_labels": Rule(_is_number_of_labels, f"an integer from 1 to {MOST_UNITS}"),
     "output_attentions": FLAG,
     "output_hidden_states": FLAG_OR_INDICES,
-    "per_layer_config": LACKING,
+    "per_layer_config": ABSENT,
     "problem_type": Rule(
         lambda value: isinstance(value, str) and value in PROBLEM_TYPES, f"one of {', '.join(PROBLEM_TYPES)}"
     ),
@@ -104,6 +105,16 @@ def check_common_fields(attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         if value is not None and (name in RULES or not name.startswith("_")):
             RULES.get(name, STORABLE).check(KEYWORD_OF.get(name, name), value)
+
+
+def check_property(config_class: type[PreTrainedConfig], name: str, value: Any) -> None:
+    """Checks a value that is assigned to a property: its setter would make a label for each number, for example.
+
+    Raises:
+        ValueError: the value is invalid.
+    """
+    if isinstance(getattr(config_class, name, None), property):
+        check_common_fields({name: value})
 
 
 # Private attributes that are keywords too. Others, which earlier versions of transformers saved, have no meaning in a

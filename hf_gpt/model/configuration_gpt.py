@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .common_fields import check_common_fields, check_keywords, public_attributes, refuse_members
+from .common_fields import check_common_fields, check_keywords, check_property, public_attributes, refuse_members
 from .field_names import FIELD_OF, OTHER_NAMES, UNREADABLE, accept_other_names, is_saved, saved_fields, to_fields
 from .field_rules import (
     MOST_LAYERS,
@@ -369,6 +369,7 @@ class GPTConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         is_made = "derived_fields" in vars(self)
         if not (is_made and (name in OTHER_NAMES or name in own_fields(self))):
+            check_property(GPTConfig, name, value)
             return super().__setattr__(name, value)
         self.derived_fields = [field for field in self.derived_fields if not self._is_edited(field)]
         for field, new in to_fields({name: value}, getattr(self, "rope_parameters", None)).items():

@@ -33,6 +33,7 @@ INVALID = [
         {"per_layer_config": {"0": {"head_dim": 4}}},
         "per_layer_config=.*: expected nothing, as this model has no such feature",
     ),
+    ({"per_layer_config": 0}, "per_layer_config=0: expected nothing"),
     ({"per_layer_config": 5}, "per_layer_config=5: expected nothing, as this model has no such feature"),
     ({"auto_map": 1.0}, "auto_map=1.0: expected a dict of names of classes"),
     ({"auto_map": {"AutoModel": 1e38}}, r"auto_map={'AutoModel': 1e\+38}: expected a dict of names of classes"),
@@ -87,11 +88,23 @@ def test_assigned_values_are_checked_at_saving(tmp_path):
     config.note = torch.ones(2)
     with pytest.raises(ValueError, match=r"note=tensor.*expected a value that config.json can contain"):
         config.save_pretrained(tmp_path)
-    config = make_config()
-    config.per_layer_config = {0: {"head_dim": 4}}
-    with pytest.raises(ValueError, match=r"per_layer_config=.*: expected nothing, as this model has no such feature"):
-        config.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_labels", 2**63),
+        ("num_labels", 1e30),
+        ("per_layer_config", {0: {"head_dim": 4}}),
+        ("output_attentions", [1]),
+    ],
+)
+def test_a_property_is_checked_at_assignment(name, value):
+    config = make_config()
+    with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
+        setattr(config, name, value)
+    assert config == make_config()
 
 
 @pytest.mark.parametrize(
