@@ -226,7 +226,8 @@ def draw_edits(draw: Draw, fields: Fields) -> Fields:
 def assigned(fields: Fields, edits: Fields) -> GPTConfig:
     config = GPTConfig(**fields)
     for name, value in edits.items():
-        if name not in (*MEMBERS, *UNKNOWN, "derived_fields"):  # Python's own rules hold for them
+        # Python's own rules hold for these: they may replace a method, or what transformers keeps in the object
+        if name not in (*MEMBERS, *UNKNOWN, "derived_fields") and not name.startswith("_"):
             setattr(config, name, value)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
