@@ -181,6 +181,11 @@ class GPTConfig(PreTrainedConfig):
     """
 
     model_type = "hf_gpt"
+    # An assignment has the effect of the keyword, instead of none until the file is loaded.
+    attribute_map = {
+        "attn_implementation": "_attn_implementation",
+        "experts_implementation": "_experts_implementation",
+    }
     keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "aux_loss", "z_loss", "tokens_per_expert"]
     base_model_tp_plan = Plan(tensor_parallel_plan)
     base_model_ep_plan = Plan(expert_parallel_plan)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY, make_config
 
-from hf_gpt import GPTConfig
+from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.model.common_fields import RULES, check_common_fields
 
 INVALID = [
@@ -126,6 +126,16 @@ def test_valid_values(fields, tmp_path):
 
 def test_every_rule_accepts_none():
     check_common_fields(dict.fromkeys(RULES))
+
+
+def test_an_assigned_implementation_is_that_of_the_model(tmp_path):
+    config = make_config("mixtral")
+    config.attn_implementation, config.experts_implementation = "eager", "batched_mm"
+    assert "attn_implementation" not in config.to_dict()
+    config = GPTForCausalLM(config).config
+    assert (config._attn_implementation, config._experts_implementation) == ("eager", "batched_mm")
+    config.save_pretrained(tmp_path)
+    assert GPTConfig.from_pretrained(tmp_path).to_json_string() == config.to_json_string()
 
 
 def test_dtype_auto_is_that_of_the_file(tmp_path):
