@@ -76,6 +76,7 @@ OVERRIDES = {
         "_grouped_mm_can_dispatch": (PreTrainedModel, experts("grouped_mm")),
         "_init_weights": (PreTrainedModel, make_model),
         "_prepare_cache_for_generation": (GenerationMixin, generate()),
+        "_get_candidate_generator": (GenerationMixin, generate(prompt_lookup_num_tokens=3)),
         "prepare_inputs_for_generation": (GenerationMixin, generate()),
         "create_masks_for_generate": (generation, generate(cache_implementation="static")),
         "init_continuous_batching": (ContinuousMixin, generate_batch),
@@ -112,6 +113,7 @@ OVERRIDES = {
     },
     BiasedChoiceRouter: {"_apply": (nn.Module, lambda: make_model("deepseek").bfloat16())},
 }
+LONGEST_CACHE = "_previous_max_cache_length"
 CASES = [(owner, name) for owner, names in OVERRIDES.items() for name in names]
 
 
@@ -172,7 +174,15 @@ def test_every_private_override_has_a_test(owner):
 def test_private_attributes_of_the_model_are_those_of_transformers():
     private = {name for name in own_names(GPTForCausalLM) if name.startswith("_")}
     cached = {name for name in private if name.endswith("_cached_value")}  # set by transformers
-    assert private - cached - {"_fsdp_plan"} <= frameworks_names(GPTForCausalLM)  # the last is not in 5.17
+    elsewhere = {"_fsdp_plan", LONGEST_CACHE}  # not in 5.17; set on a model
+    assert private - cached - elsewhere <= frameworks_names(GPTForCausalLM)
+
+
+def test_transformers_reads_the_length_of_the_longest_static_cache(monkeypatch):
+    spy = Spy(inspect.getattr_static(GPTForCausalLM, LONGEST_CACHE))
+    monkeypatch.setattr(GPTForCausalLM, LONGEST_CACHE, spy)
+    generate(cache_implementation="static")()
+    assert spy.calls
 
 
 def test_ignored_keys_are_not_saved(monkeypatch, tmp_path):
