@@ -38,6 +38,11 @@ def _is_number_of_labels(value: Any) -> bool:
     return is_int(value) and 0 < value <= MOST_UNITS
 
 
+def _is_chunk_size(value: Any) -> bool:
+    """True for a value that a model may ignore: chunks of the feed-forward layer change its memory alone."""
+    return is_int(value) and 0 <= value <= MOST_UNITS
+
+
 def _is_label_of_index(value: Any) -> bool:
     return _is_json_dict(value) and bool(value) and {*map(str, value)} == {*map(str, range(len(value)))}
 
@@ -68,7 +73,7 @@ RULES = {
     "architectures": TEXTS,
     "attn_implementation": IMPLEMENTATION,
     "auto_map": Rule(_is_auto_map, "a dict of names of classes"),
-    "chunk_size_feed_forward": LACKING,
+    "chunk_size_feed_forward": Rule(_is_chunk_size, f"an integer from 0 to {MOST_UNITS}"),
     "derived_fields": TEXTS,
     "dtype": DTYPE,
     "experts_implementation": IMPLEMENTATION,

@@ -28,7 +28,7 @@ INVALID = [
     ({"attn_implementation": 4.0}, "attn_implementation=4.0: expected the name of an implementation"),
     ({"experts_implementation": [1]}, r"experts_implementation=\[1\]: expected the name of an implementation"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder=True: expected nothing, as this model has no such feature"),
-    ({"chunk_size_feed_forward": 4}, "chunk_size_feed_forward=4: expected nothing, as this model has no such feature"),
+    ({"chunk_size_feed_forward": -1}, "chunk_size_feed_forward=-1: expected an integer from 0 to 524288"),
     (
         {"per_layer_config": {"0": {"head_dim": 4}}},
         "per_layer_config=.*: expected nothing, as this model has no such feature",
@@ -113,7 +113,7 @@ def test_a_property_is_checked_at_assignment(name, value):
         {"num_labels": 3, "dtype": torch.bfloat16},
         {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}, "problem_type": "regression"},
         {"output_hidden_states": [0, -1], "return_dict": False, "architectures": ["GPTForCausalLM"]},
-        {"note": {"a": [1, None, {"b": 2.5}]}, "is_encoder_decoder": False, "chunk_size_feed_forward": 0},
+        {"note": {"a": [1, None, {"b": 2.5}]}, "is_encoder_decoder": False, "chunk_size_feed_forward": 4},
         {"attn_implementation": "eager", "output_attentions": True},
     ],
     ids=str,
