@@ -270,7 +270,9 @@ def test_columns_of_parquet_that_are_not_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", b"\x1f\x8b", gzip.compress(b"a ")[:-1], gzip.compress(b"a ") + b"more"]
+    "content",
+    [b"", b"not gzip", b"\x1f\x8b", gzip.compress(b"a ")[:-1], gzip.compress(b"a ") + b"more"],
+    ids=["empty", "text", "begun", "cut off", "continued"],  # not the content, in which gzip writes the time
 )
 def test_damaged_gzip(tmp_path, content):
     path = tmp_path / "a.txt.gz"
