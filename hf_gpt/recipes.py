@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 from .conversion.checkpoints import weight_files
 from .conversion.loading import load_model
 from .data import encode_texts, open_tokens
-from .folders import PartialFolder, output_folder, state_of
+from .folders import output_folder, state_of
 from .json_files import read_json
 from .model.configuration_gpt import GPTConfig
 from .model.modeling_gpt import GPTForCausalLM
@@ -139,10 +139,11 @@ def train_from_text(
     }
     with output_folder(out, recorded, resume=resume) as folder:
         set_seed(settings.seed)
-        tokenizer = _build_tokenizer(folder, texts, origin, tokenizer_folder)
+        checkpoint = last_complete_checkpoint(folder)
+        tokenizer = _build_tokenizer(texts, origin, checkpoint or tokenizer_folder or origin.checkpoint)
         tokens = open_tokens(texts) if isinstance(texts, Path) else encode_texts(tokenizer, texts)
         model = _build_model(origin, tokenizer)
-        report = read_report(folder) or train_model(model, tokenizer, tokens, folder, settings)
+        report = read_report(folder) or train_model(model, tokenizer, tokens, folder, settings, checkpoint)
         sample = generate_in_new_interpreter(folder.content, prompt) if prompt is not None else ""
         with folder.writing() as unfinished:
             has_curve = draw_loss_curve(report, unfinished / LOSS_CURVE)
@@ -195,11 +196,9 @@ def _digest(texts: list[str] | Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _build_tokenizer(
-    folder: PartialFolder, texts: list[str], origin: Origin, tokenizer_folder: Path | None
-) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of the interrupted run, of `tokenizer_folder` or of the checkpoint, or trains one."""
-    if source := last_complete_checkpoint(folder) or tokenizer_folder or origin.checkpoint:
+def _build_tokenizer(texts: list[str], origin: Origin, source: str | Path | None) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer in a folder, or trains one without a folder."""
+    if source:
         return open_tokenizer(source)
     tokenizer = train_tokenizer(texts, origin.config.vocab_size, show_progress=True)
     tokenizer.model_max_length = origin.config.max_position_embeddings

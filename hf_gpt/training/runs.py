@@ -83,6 +83,7 @@ def train_model(
     tokens: Tokens,
     folder: PartialFolder,
     settings: RunSettings,
+    checkpoint: str | None = None,
 ) -> RunReport:
     """Trains a model and saves it, its tokenizer and a report.
 
@@ -93,6 +94,7 @@ def train_model(
         folder: an `output_folder`, which contains model, tokenizer and report after the run. Training resumes from
             its last checkpoint, if it has one.
         settings: how to train.
+        checkpoint: that checkpoint, if the caller has looked for it, which reads and checks all of its files.
 
     Returns:
         The report that is saved as `report.json`.
@@ -110,7 +112,7 @@ def train_model(
         callbacks=[CheckpointMover(folder), ExpertMetrics()],
     )
     started = time.monotonic()
-    _train(trainer, last_complete_checkpoint(folder))
+    _train(trainer, checkpoint or last_complete_checkpoint(folder))
     if not (evaluated := _logged(trainer, "eval_loss")) or evaluated[-1][0] != trainer.state.global_step:
         trainer.evaluate()
     training_curve, evaluation_curve = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
