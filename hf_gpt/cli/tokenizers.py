@@ -76,7 +76,7 @@ def verify_folder(folder: Path | None) -> None:
     if folder is not None:
         index = verify_tokens(folder, show_progress=True)
         checksums = "" if index.checksums else "; it was written without checksums"
-        console.print(f"{folder}: {index.tokens:,} tokens of {index.documents:,} documents are intact{checksums}")
+        print_line(f"{folder}: {index.tokens:,} tokens of {index.documents:,} documents are intact{checksums}")
         raise typer.Exit
 
 

@@ -79,6 +79,12 @@ def file_size(path: Path) -> int:
     return path.stat().st_size
 
 
+def check_size(path: Path, expected: int) -> None:
+    """Raises a ValueError if a file has another size, in bytes, or a FileNotFoundError if it does not exist."""
+    if (size := file_size(path)) != expected:
+        raise ValueError(f"{path} is damaged: expected {expected} bytes, got {size}")
+
+
 def count_blocks(size: int) -> int:
     """Returns the number of blocks of a file of `size` bytes."""
     return -(-size // BLOCK_BYTES)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import track
 from tokenizers import Tokenizer
 
-from .checksums import check_count, count_blocks, file_size, read_block
+from .checksums import check_count, check_size, count_blocks, file_size, read_block
 from .token_files import Tokens, map_tokens, read_ids
 from .token_index import DOCUMENTS, SKIPPED, TokenIndex
 
@@ -149,9 +149,8 @@ def _damaged_documents(tokens: Tokens, fault: str) -> ValueError:
 def _check_skipped(tokens: Tokens) -> None:
     """Checks the lines of skipped.jsonl."""
     path, index = tokens.folder / SKIPPED, tokens.index
-    size, lines = file_size(path), 0
-    if size != index.skipped_bytes:
-        raise ValueError(f"{path} is damaged: expected {index.skipped_bytes} bytes, got {size}")
+    check_size(path, index.skipped_bytes)
+    lines = 0
     with path.open("rb") as file:
         for lines, line in enumerate(file, start=1):
             try:

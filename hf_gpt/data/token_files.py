@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..folders import PartialFolder, move
-from .checksums import BLOCK_BYTES, ChecksummedFile, checksums_of, file_size, read_block
+from .checksums import BLOCK_BYTES, ChecksummedFile, check_size, checksums_of, read_block
 from .token_index import DOCUMENTS, INDEX, SKIPPED, Place, TokenIndex, read_index, shard_name
 
 POSITION_TYPE = np.dtype("<i8")  # of documents.bin
@@ -160,7 +160,7 @@ class TokenWriter:
             self._begin_shard()
 
     def finish(self, others: Iterable[str] = ()) -> None:
-        """Completes the last shard, or removes it if it is empty.
+        """Completes the last shard, unless it is empty.
 
         Args:
             others: names of other files in the folder, of which the index contains checksums too.
@@ -195,7 +195,5 @@ class TokenWriter:
 
 def _map(path: Path, dtype: np.dtype | str, length: int) -> np.ndarray:
     """Memory-maps a file of `length` integers; raises ValueError if it has another size."""
-    expected = length * np.dtype(dtype).itemsize
-    if (size := file_size(path)) != expected:
-        raise ValueError(f"{path} is damaged: expected {expected} bytes, got {size}")
+    check_size(path, length * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype, mode="r", shape=(length,)) if length else np.empty(0, dtype)
