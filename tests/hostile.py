@@ -174,6 +174,7 @@ VOCAB = {character: number for number, character in enumerate(sorted(BYTE_CHARAC
 
 # --- text -----------------------------------------------------------------------------------------------------------
 
+# Repeated, they are texts without a word boundary.
 UNITS = {
     "blanks": " ",
     "letters": "a",
@@ -184,6 +185,7 @@ UNITS = {
     "emoji": "👩\u200d",
     "digits": "7",
     "punctuation": "!",
+    "line ends of Windows": "\r\n",
     "control characters": "\x1b[",
 }
 NOT_TEXT = {

@@ -126,10 +126,10 @@ class Library:
     """Interposes by interruption.c, which is preloaded."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(None)
+        self.symbols = ctypes.CDLL(None)
 
     def interpose(self, folder: Path, log: Path, mode: str, first: int) -> None:
-        self.library.interpose(
+        self.symbols.interpose(
             os.fsencode(folder), os.fsencode(log), ctypes.c_char(mode.encode()), ctypes.c_long(first)
         )
 

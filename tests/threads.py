@@ -13,34 +13,20 @@ from threading import Barrier, Thread
 from typing import Any
 
 import torch
-from tiny import VARIANTS, make_model, random_ids
+from tiny import ROPES, VARIANTS, make_model, random_ids
 
 from hf_gpt.model.linear import PackedWeights
 from hf_gpt.surgery import quantize
 
 THREADS = 8
 
-LONGROPE = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
-# Parameters of each RoPE type for an original length of 16, which the prompts of some threads exceed.
-ROPES = {
-    "linear": {"factor": 4.0},
-    "dynamic": {"factor": 4.0, "original_max_position_embeddings": 16},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
-    "longrope": {"factor": 4.0, "original_max_position_embeddings": 16, **LONGROPE},
-    "llama3": {
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-    },
-}
-
 
 def rotated(rope_type: str):
     return make_model(rope_parameters={"rope_type": rope_type, "rope_theta": 500.0, **ROPES[rope_type]})
 
 
-# What is shared, by name: every variant of the configuration, RoPE type and precision.
+# What is shared, by name: every variant of the configuration, RoPE type and precision. The prompts of some threads
+# exceed the original length of the RoPE types.
 MODELS: dict[str, Callable[[], Any]] = {
     **{variant: partial(make_model, variant) for variant in VARIANTS},
     **{rope_type: partial(rotated, rope_type) for rope_type in ROPES},

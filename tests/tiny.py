@@ -110,6 +110,22 @@ FLASH = [
 ]
 
 
+LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}  # of a head of 8
+# Parameters of each scaled RoPE type, for an original length of 16.
+ROPES = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "longrope": {"factor": 4.0, "original_max_position_embeddings": 16, **LONGROPE},
+    "llama3": {
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+}
+
+
 def make_config(variant: str = "default", **overrides) -> GPTConfig:
     return GPTConfig(**{**TINY, **VARIANTS[variant], **overrides})
 

@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+from hostile import UNITS
 
 from hf_gpt.data import documents
 from hf_gpt.data.documents import read_documents
@@ -158,19 +159,6 @@ def test_bad_files(tmp_path, monkeypatch):
         list(read_documents(path))
 
 
-# Texts without a word boundary.
-UNITS = {
-    "blanks": " ",
-    "letters": "a",
-    "line ends": "\n",
-    "NUL": "\0",
-    "combining marks": "e\u0301",
-    "Chinese": "红楼梦",
-    "emoji": "👩\u200d",
-    "digits": "7",
-    "punctuation": "!",
-    "line ends of Windows": "\r\n",
-}
 MAX_WORD = chunking.MAX_WORD_CHARACTERS
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import TINY, make_config, make_model, random_ids
+from tiny import ROPES, TINY, make_config, make_model, random_ids
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -115,30 +115,17 @@ def test_llama3_scales_low_frequencies_alone():
     assert torch.allclose(rotary.inv_freq.double(), torch.tensor(inverse, dtype=torch.float64), rtol=1e-6)
 
 
-LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
-ROPES = {
-    "default": {},
-    "linear": {"factor": 4.0},
-    "dynamic": {"factor": 4.0},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
-    "longrope": {"factor": 4.0, "original_max_position_embeddings": 16, **LONGROPE},
-    "llama3": {
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-    },
-}
+CASES = {"default": {}, **ROPES, "dynamic": {"factor": 4.0}}
 POSITIONS = {"short": torch.arange(9)[None], "long": torch.arange(50)[None], "late": torch.tensor([[3, 40], [0, 16]])}
 
 
 def rope_config(rope_type, length=16):
-    rope = {"rope_type": rope_type, "rope_theta": THETA, **ROPES[rope_type]}
+    rope = {"rope_type": rope_type, "rope_theta": THETA, **CASES[rope_type]}
     return make_config(rope_parameters=rope, max_position_embeddings=length)
 
 
 @pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
-@pytest.mark.parametrize("rope_type", ROPES)
+@pytest.mark.parametrize("rope_type", CASES)
 def test_rotary_embeddings_are_those_of_transformers(rope_type, positions):
     config = rope_config(rope_type)
     fields = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_parameters")
@@ -151,7 +138,7 @@ def test_rotary_embeddings_are_those_of_transformers(rope_type, positions):
 def test_one_class_has_every_rope_type():
     """Tools build the class of a model's module from another configuration."""
     rotary_class = type(GPTModel(rope_config("default")).rotary_emb)
-    for rope_type in ROPES:
+    for rope_type in CASES:
         config = rope_config(rope_type)
         for positions in POSITIONS.values():
             pairs = (each(torch.zeros(1), positions) for each in (rotary_class(config), GPTModel(config).rotary_emb))
@@ -168,7 +155,7 @@ def state_of(module):
     ]
 
 
-@pytest.mark.parametrize("rope_type", ROPES)
+@pytest.mark.parametrize("rope_type", CASES)
 def test_a_forward_pass_writes_nothing_to_the_rotary_module(rope_type):
     """Threads share the module: a longer sequence in one of them must not change the frequencies of the others."""
     rotary, states = GPTModel(rope_config(rope_type)).rotary_emb, torch.zeros(1)
@@ -181,7 +168,7 @@ def test_a_forward_pass_writes_nothing_to_the_rotary_module(rope_type):
     assert all(torch.equal(*pair) for pair in zip(rotary(states, POSITIONS["short"]), first, strict=True))
 
 
-@pytest.mark.parametrize("rope_type", ROPES)
+@pytest.mark.parametrize("rope_type", CASES)
 def test_frequencies_after_loading(rope_type, tmp_path):
     """They are not in the checkpoint."""
     model = GPTForCausalLM(rope_config(rope_type))
